@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,14 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from ecdlib.errors import EcdError
 
 Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class VaspBlocks:
+    """What a CHGCAR holds beside the total density: spin densities and augmentation occupancies, by block name."""
+
+    spin: dict[str, Any]
+    augmentation: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +37,7 @@ class ChargeDensity:
         convention: whose valence electrons it holds, where known, e.g. ``"gpaw-0.9.20000"``. Densities of
             different conventions hold different numbers of electrons and are not comparable.
         history: the steps applied so far, oldest first.
+        vasp: what else the CHGCAR held, until a step changes the density.
 
     Raises:
         EcdError: values that are not finite, a flat or empty grid, a cell without volume, unknown species,
@@ -41,7 +50,8 @@ class ChargeDensity:
     positions: Floats
     name: str = "density"
     convention: str | None = None
-    history: tuple[str, ...] = field(default=())
+    history: tuple[str, ...] = ()
+    vasp: VaspBlocks | None = None
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values)
@@ -108,6 +118,16 @@ class ChargeDensity:
         return float(self.values.mean(dtype=np.float64)) * self.volume
 
     @property
+    def numbers(self) -> list[int]:
+        """Atomic number of each atom."""
+        return [Element(s).Z for s in self.species]
+
+    @property
+    def spglib_cell(self) -> Any:
+        """The crystal as spglib takes it: lattice, positions, numbers."""
+        return self.lattice, self.positions, self.numbers
+
+    @property
     def structure(self) -> Structure:
         """The crystal as a pymatgen structure."""
         return Structure(Lattice(self.lattice), list(self.species), self.positions)
@@ -119,8 +139,9 @@ class ChargeDensity:
 
     def step(self, what: str, **changes: Any) -> ChargeDensity:
         """A copy with ``changes`` applied and ``what`` appended to the history."""
-        return replace(self, history=(*self.history, what), **changes)
+        return replace(self, history=(*self.history, what), vasp=None, **changes)
 
     def __repr__(self) -> str:
         grid = "x".join(map(str, self.shape))
-        return f"ChargeDensity({self.name}: {self.formula}, {grid}, {self.volume:.2f} Å³, {self.n_electrons:.3f} electrons)"
+        size = f"{self.volume:.2f} Å³, {self.n_electrons:.3f} electrons"
+        return f"ChargeDensity({self.name}: {self.formula}, {grid}, {size})"

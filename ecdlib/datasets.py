@@ -1,0 +1,117 @@
+"""The data that ship with the project: densities, crystals, labels, VASP fixtures. Each load checks the file's hash."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pymatgen.core import Structure
+
+from ecdlib.density import ChargeDensity
+from ecdlib.errors import EcdError
+from ecdlib.store import DensityStore, sha256
+
+#: Root of the checkout: holds data/, notebooks/ and book/.
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> Path:
+    """Folder of the bundled data: ``$ECDLIB_DATA`` or ``data/`` of the checkout."""
+    return Path(os.environ.get("ECDLIB_DATA", ROOT / "data"))
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, modified: int) -> str:
+    return sha256(path)
+
+
+def data_file(name: str) -> Path:
+    """Path of a bundled file, its SHA-256 compared with ``data/manifest.json``.
+
+    Raises:
+        EcdError: the file is missing, is not in the manifest, or its hash differs.
+    """
+    folder = data_folder()
+    remedy = "Restore it with: git checkout -- data"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except FileNotFoundError as error:
+        remedy = "Work in a clone of the repository, or set ECDLIB_DATA to its data folder."
+        raise EcdError(folder, "holds no manifest.json", remedy) from error
+    except ValueError as error:
+        raise EcdError(folder / "manifest.json", "is not valid JSON", remedy) from error
+    path = folder / name
+    if name not in manifest:
+        raise EcdError(path, "is not among the bundled files", f"Known: {', '.join(sorted(manifest))}.")
+    if not path.is_file():
+        raise EcdError(path, "is missing", remedy)
+    stat = path.stat()
+    found = _digest(path, stat.st_size, stat.st_mtime_ns)
+    if found != manifest[name]["sha256"]:
+        raise EcdError(
+            path,
+            f"has changed: {stat.st_size} bytes with SHA-256 {found[:12]}…, not {manifest[name]['bytes']} with "
+            f"{manifest[name]['sha256'][:12]}…",
+            remedy,
+        )
+    return path
+
+
+def data_hashes() -> dict[str, str]:
+    """SHA-256 of every bundled file, from the manifest."""
+    manifest: dict[str, dict[str, Any]] = json.loads((data_folder() / "manifest.json").read_text())
+    return {name: entry["sha256"] for name, entry in manifest.items()}
+
+
+def load_densities(which: Literal["cubic", "general", "pairs"] = "cubic") -> DensityStore:
+    """Bundled valence densities (GPAW, PBE), computed for this project.
+
+    Args:
+        which: ``"cubic"`` 892 cubic crystals; ``"general"`` 96 others; ``"pairs"`` 14 of the cubic ones with another
+            number of valence electrons for one element.
+
+    Raises:
+        EcdError: see :func:`data_file`.
+    """
+    return DensityStore(data_file(f"ecd_{which}.h5"))
+
+
+def load_density(name: str) -> ChargeDensity:
+    """One bundled density by name, e.g. ``"Fe3SnC_221"``.
+
+    Raises:
+        EcdError: no bundled crystal of that name.
+    """
+    for store in (load_densities("cubic"), load_densities("general")):
+        if name in store:
+            return store[name]
+    raise EcdError(name, "no bundled density of that name", "`ecd data` lists them; a file needs its full path.")
+
+
+def load_crystals() -> pd.DataFrame:
+    """Labels of 6,059 crystals of the Materials Project, indexed by name (``formula_spacegroup``).
+
+    Columns: material_id, formula, spacegroup, crystal_system, n_sites; bulk_modulus, shear_modulus, youngs_modulus
+    (GPa), poisson_ratio, debye_temperature (K); cohesive_energy, formation_energy, total_energy (eV/atom); band_gap
+    (eV); original_split (train, val, test).
+    """
+    return pd.read_csv(data_file("mp_crystals.csv"), index_col="name")
+
+
+def load_structures() -> dict[str, Structure]:
+    """Crystal structures: 6,059 by the names of :func:`load_crystals`, 1,943 binary ones by material id."""
+    raw: dict[str, Any] = {}
+    for file in ("mp_structures.json.xz", "mp_binary_structures.json.xz"):
+        with lzma.open(data_file(file), "rt") as f:
+            raw |= json.load(f)
+    return {name: Structure(e["lattice"], e["species"], e["frac_coords"]) for name, e in raw.items()}
+
+
+def load_matbench_elasticity() -> pd.DataFrame:
+    """Matbench v0.1 elasticity: 10,987 entries with log10 K and log10 G (GPa), official folds, CGCNN's predictions."""
+    return pd.read_csv(data_file("matbench_elasticity.csv"))

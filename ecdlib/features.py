@@ -1,0 +1,256 @@
+"""From density files to features: the steps of the Lean CNN paper in order, for one density or a collection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ecdlib.correlations import Field, standardized_autocorrelation
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.errors import EcdError, atomic_write
+from ecdlib.io import read_density
+from ecdlib.preprocess import redistribute_negative_charge, to_conventional
+from ecdlib.store import DensityStore, sha256
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How a density becomes features; stored with them, so that a model can refuse others."""
+
+    size: int = 51  #: odd number of voxels along each axis
+    voxel: float = 0.2  #: voxel width, Å
+    field: Field = "sqrt"  #: correlate √ρ (the paper) or the density itself
+    conversion: Literal["fourier", "trilinear"] = "fourier"  #: way to the conventional cell
+
+
+def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSettings()) -> tuple[Floats, dict[str, Any]]:
+    """Conventional cell, no negative charge, autocorrelation on the standard grid.
+
+    Returns:
+        ``(size, size, size)`` features, and a row for the report: electrons per primitive cell and peak (e/Å³)
+        before and after the conversion, electrons moved out of negative regions, clusters, layers.
+
+    Raises:
+        EcdError: a density that cannot be converted.
+    """
+    cell = to_conventional(density, settings.conversion)
+    filled = redistribute_negative_charge(cell)
+    multiple = cell.volume / density.volume
+    row = {
+        "name": density.name,
+        "formula": density.formula,
+        "convention": density.convention or "",
+        "a": float(np.linalg.norm(cell.lattice[0])),
+        "electrons": density.n_electrons,
+        "electrons_after": filled.density.n_electrons / multiple,
+        "peak": float(density.values.max()),
+        "peak_after": float(cell.values.max()),
+        "minimum": float(density.values.min()),
+        "minimum_after": float(cell.values.min()),
+        "moved": filled.moved / multiple,
+        "clusters": filled.clusters,
+        "layers": filled.layers,
+    }
+    return standardized_autocorrelation(filled.density, settings.size, settings.voxel, settings.field), row
+
+
+def expand_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Each store (``*.h5``) becomes one ``file.h5::name`` per crystal, in an order that reads fast; files stay."""
+    expanded: list[str] = []
+    for source in (os.fspath(s) for s in sources):
+        if source.endswith(".h5"):
+            table = DensityStore(source).table.sort_values(["grid", "spacegroup"], kind="stable")
+            expanded += [f"{source}::{name}" for name in table.index]
+        else:
+            expanded.append(source)
+    return expanded
+
+
+def _work(sources: list[str], settings: FeatureSettings) -> list[tuple[str, Floats | None, dict[str, Any]]]:
+    """Featurize a few sources in a worker; a failure becomes a row with ``error``."""
+    results: list[tuple[str, Floats | None, dict[str, Any]]] = []
+    for source in sources:
+        try:
+            features, row = featurize(read_density(source), settings)
+            results.append((source, features.astype(np.float32), row))
+        except EcdError as error:
+            results.append((source, None, {"name": source, "error": str(error)}))
+    return results
+
+
+def _schedule(
+    chunks: list[list[str]], settings: FeatureSettings, scheduler: str | None, workers: int
+) -> Iterator[list[tuple[str, Floats | None, dict[str, Any]]]]:
+    """Results of the chunks as they complete; at most three per worker are under way."""
+    import dask
+    from distributed import Client, LocalCluster, as_completed
+
+    if workers == 1 and scheduler is None:
+        yield from (_work(chunk, settings) for chunk in chunks)
+        return
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    dask.config.set(
+        {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.nanny.pre-spawn-environ": threads}
+    )
+    cluster = None
+    if scheduler is None:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    try:
+        client = Client(cluster if cluster is not None else scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise EcdError(
+            scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`, or leave the option out."
+        ) from error
+    try:
+        waiting = iter(chunks)
+        window = max(3 * len(client.scheduler_info(n_workers=-1)["workers"]), 3)
+        running = as_completed(
+            [client.submit(_work, c, settings, pure=False) for _, c in zip(range(window), waiting, strict=False)]
+        )
+        for future in running:
+            yield future.result()
+            future.release()
+            for chunk in waiting:
+                running.add(client.submit(_work, chunk, settings, pure=False))
+                break
+    finally:
+        client.close()
+        if cluster is not None:
+            cluster.close()
+
+
+def featurize_collection(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    settings: FeatureSettings = FeatureSettings(),
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Featurize many densities into one HDF5 file, in parallel and with bounded memory.
+
+    Results are appended to ``<out>.partial``; if a run is interrupted, the next one goes on from there. A source that
+    cannot be used is reported in the returned table and does not stop the run.
+
+    Args:
+        sources: density files, and stores (all their crystals).
+        out: file to write: ``features (n, size, size, size)`` float32, ``source``, ``report`` (one JSON text
+            each), and the settings as JSON in the attribute ``settings``.
+        scheduler: address of a Dask scheduler; by default processes on this machine.
+        workers: local processes, by default one a core.
+
+    Returns:
+        One row per source (see :func:`featurize`), with a column ``error`` that is empty where all went well.
+
+    Raises:
+        EcdError: no usable source at all, an ``out.partial`` of other settings, or no answer from the scheduler.
+    """
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    todo = expand_sources(sources)
+    label = json.dumps(asdict(settings))
+    failed: list[dict[str, Any]] = []
+    shape = (settings.size,) * 3
+    if partial.is_file() and not h5py.is_hdf5(partial):
+        raise EcdError(partial, "is left from an interrupted run and damaged", "Remove it and run again.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial, "a") as h:
+            if "settings" not in h.attrs:
+                h.attrs["settings"] = label
+                h.create_dataset("features", (0, *shape), "f4", maxshape=(None, *shape), chunks=(1, *shape))
+                for key in ("source", "report"):
+                    h.create_dataset(key, (0,), h5py.string_dtype(), maxshape=(None,))
+            elif h.attrs["settings"] != label:
+                raise EcdError(partial, "holds an interrupted run of other settings", "Remove it, or use its settings.")
+            done = set(h["source"].asstr()[:])
+            rest = [s for s in todo if s not in done]
+            workers = workers or os.cpu_count() or 1
+            per_chunk = max(1, min(16, len(rest) // (4 * workers)))
+            chunks = [rest[i : i + per_chunk] for i in range(0, len(rest), per_chunk)]
+            bar = tqdm(
+                total=len(todo), initial=len(todo) - len(rest), unit="density", desc="Featurizing", disable=not progress
+            )
+            with bar:
+                for results in _schedule(chunks, settings, scheduler, workers):
+                    for source, features, row in results:
+                        if features is None:
+                            failed.append(row)
+                            continue
+                        n = len(h["source"])
+                        for key, value in (("features", features), ("source", source), ("report", json.dumps(row))):
+                            h[key].resize(n + 1, axis=0)
+                            h[key][n] = value
+                    h.flush()
+                    bar.update(len(results))
+            rows = [json.loads(text) for text in h["report"].asstr()[:]]
+    except OSError as error:
+        raise EcdError(out, f"cannot be written ({error})", "Free disk space or choose another folder.") from error
+    if not rows:
+        partial.unlink()
+        raise EcdError(failed[0]["name"] if failed else out, "no usable density", failed[0]["error"] if failed else "")
+    os.replace(partial, out)
+    table = pd.DataFrame(rows + failed).assign(error=lambda t: t["error"].fillna("") if "error" in t else "")
+    return table.set_index("name")
+
+
+def load_features(path: str | os.PathLike[str]) -> tuple[Floats, pd.DataFrame, FeatureSettings]:
+    """Read what :func:`featurize_collection` wrote: features ``(n, size, size, size)``, report, settings.
+
+    Raises:
+        EcdError: missing or damaged file.
+    """
+    try:
+        with h5py.File(path) as h:
+            report = pd.DataFrame([json.loads(text) for text in h["report"].asstr()[:]]).set_index("name")
+            return h["features"][:], report, FeatureSettings(**json.loads(h.attrs["settings"]))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise EcdError(path, "is not a readable feature file", "Make it with `ecd featurize`.") from error
+
+
+def bundled_features(
+    settings: FeatureSettings = FeatureSettings(), cache: Path | None = None
+) -> tuple[Floats, pd.DataFrame]:
+    """Features of all bundled crystals, reduced to the values that are distinct under m-3m.
+
+    Computed once for each settings, data and code (``_build/cache``), then read.
+
+    Returns:
+        ``(988, k)`` values (see :func:`ecdlib.correlations.cubic_average`) and the report, both in the stores' order.
+    """
+    from ecdlib.correlations import cubic_average
+    from ecdlib.datasets import ROOT, data_file
+
+    modules = ("density", "store", "preprocess", "correlations", "features")
+    stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
+    files = [*(Path(__file__).with_name(f"{m}.py") for m in modules), *stores]
+    key = hashlib.sha256("".join([*map(sha256, files), json.dumps(asdict(settings))]).encode()).hexdigest()[:16]
+    folder = cache or ROOT / "_build" / "cache"
+    cached, full = folder / f"features-{key}.npz", folder / f"features-{key}.h5"
+    if not cached.is_file():
+        table = featurize_collection(stores, full, settings)
+        bad = table.index[table["error"] != ""]
+        if len(bad):
+            raise EcdError(bad[0], "a bundled density could not be featurized", str(table["error"][bad[0]]))
+        with h5py.File(full) as h:
+            reduced = np.stack([cubic_average(features) for features in h["features"]])
+            report = pd.DataFrame([json.loads(text) for text in h["report"].asstr()[:]])
+        position = {name: i for i, name in enumerate(n for s in stores for n in DensityStore(s).names)}
+        order = np.argsort([position[name] for name in report["name"]])
+        with atomic_write(cached) as temporary, open(temporary, "wb") as f:
+            np.savez(f, features=reduced[order], report=report.iloc[order].to_json(orient="records"))
+        full.unlink()
+    with np.load(cached, allow_pickle=False) as z:
+        report = pd.DataFrame(json.loads(str(z["report"]))).set_index("name")
+        return z["features"].astype(np.float64), report

@@ -1,0 +1,241 @@
+"""Readers and writers for the density files that users have. ``read_density`` picks by name."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io.cube import read_cube
+from ase.io.cube import write_cube as ase_write_cube
+from ase.units import Bohr
+from pymatgen.core import Element
+from pymatgen.io.vasp import Chgcar
+
+from ecdlib.datasets import load_density
+from ecdlib.density import ChargeDensity, VaspBlocks
+from ecdlib.errors import EcdError, atomic_write
+from ecdlib.store import DensityStore
+
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+Source = str | os.PathLike[str]
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[Path]:
+    """Path of the decompressed file: parsing a compressed stream directly is 20 times slower."""
+    if not path.is_file():
+        raise EcdError(path, "no such file", "Check the path.")
+    if path.stat().st_size == 0:
+        raise EcdError(path, "the file is empty", "Write or copy it again.")
+    if path.suffix not in _OPEN:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / path.stem
+        try:
+            with _OPEN[path.suffix](path) as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        except (EOFError, lzma.LZMAError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk, not the file
+                raise EcdError(path, f"cannot be unpacked ({error})", "Free space in the temporary folder.") from error
+            raise EcdError(path, "the compressed file is damaged or cut off", "Copy it again.") from error
+        yield target
+
+
+def check_electrons(density: ChargeDensity) -> ChargeDensity:
+    """Refuse a density whose electron count betrays mixed-up units, else return it.
+
+    The count of a neutral or charged cell is a whole number (checked to 0.05 + 0.5 %), at least half an electron
+    per atom and at most all electrons of the atoms.
+
+    Raises:
+        EcdError: otherwise.
+    """
+    count, atoms = density.n_electrons, len(density.species)
+    everything = sum(Element(s).Z for s in density.species)
+    whole = abs(count - round(count)) <= 0.05 + 0.005 * count
+    if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
+        raise EcdError(
+            density.name,
+            f"holds {count:.4g} electrons, which does not fit {density.formula} ({atoms} atoms, {everything} electrons)",
+            "Check the units: CHGCAR holds density times cell volume, cube e/bohr³, npz e/Å³.",
+        )
+    return density
+
+
+def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
+    """Read a VASP CHGCAR (plain, .gz, .bz2 or .xz; non-spin, collinear, non-collinear), parsed by pymatgen.
+
+    Spin densities and augmentation occupancies are kept in ``density.vasp``, so that writing gives them back.
+
+    Raises:
+        EcdError: missing, empty, truncated or malformed file, or values that do not fit the header.
+    """
+    path = Path(path)
+    with _plain(path) as plain, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen's remarks on POSCAR style
+        try:
+            chgcar = Chgcar.from_file(str(plain))
+        except Exception as error:  # pymatgen raises many kinds; each means the same to the user
+            detail = re.sub(r"\s+", " ", str(error))[:120]
+            raise EcdError(
+                path, f"is not a complete CHGCAR ({detail})", "Copy it again, or let VASP finish writing it."
+            ) from error
+    shapes = {np.shape(block) for block in chgcar.data.values()}
+    if len(shapes) > 1:
+        raise EcdError(path, f"blocks of different grids {sorted(shapes)}", "Write the file again with one NGXF grid.")
+    structure = chgcar.structure
+    blocks = VaspBlocks({k: v for k, v in chgcar.data.items() if k != "total"}, dict(chgcar.data_aug or {}))
+    density = ChargeDensity(
+        np.asarray(chgcar.data["total"]) / structure.volume,
+        structure.lattice.matrix,
+        tuple(site.specie.symbol for site in structure),
+        structure.frac_coords,
+        path.name,
+        convention,
+        (f"read {path.name}",),
+    )
+    return replace(density, vasp=blocks)
+
+
+def read_aeccar(core: Source, valence: Source) -> ChargeDensity:
+    """All-electron density: the sum of AECCAR0 (core) and AECCAR2 (valence).
+
+    Raises:
+        EcdError: as :func:`read_chgcar`, or if the two differ in grid or cell.
+    """
+    a, b = read_chgcar(core), read_chgcar(valence)
+    if a.shape != b.shape or not np.allclose(a.lattice, b.lattice, atol=1e-4) or a.species != b.species:
+        raise EcdError(core, f"grid, cell or atoms differ from {valence}", "Take both files from one calculation.")
+    return check_electrons(b.step(f"+ {a.name}", values=a.values + b.values, convention="all-electron"))
+
+
+def read_cube_density(path: Source, convention: str | None = None) -> ChargeDensity:
+    """Read a Gaussian cube file (e/bohr³ -> e/Å³), plain or compressed, parsed by ASE.
+
+    Raises:
+        EcdError: missing, truncated or malformed file.
+    """
+    path = Path(path)
+    with _plain(path) as plain:
+        try:
+            with open(plain) as f:
+                cube = read_cube(f)
+        except (ValueError, IndexError, UnicodeDecodeError) as error:
+            raise EcdError(path, "is not a complete cube file", "Copy it again, or write it again.") from error
+    atoms = cube["atoms"]
+    positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
+    return ChargeDensity(
+        np.asarray(cube["data"]) / Bohr**3,
+        atoms.cell[:],
+        tuple(atoms.symbols),
+        positions,
+        path.name,
+        convention,
+        (f"read {path.name}",),
+    )
+
+
+def read_npz(path: Source) -> ChargeDensity:
+    """Read an .npz written by :func:`write_npz` or ``ecd compute`` (e/Å³, Å).
+
+    Raises:
+        EcdError: missing or damaged file, or keys other than rho, cell, positions, numbers.
+    """
+    path = Path(path)
+    try:
+        with _plain(path) as plain, np.load(plain, allow_pickle=False) as z:
+            data = {key: z[key] for key in ("rho", "cell", "positions", "numbers")}
+            convention = str(z["convention"]) or None if "convention" in z else None
+    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise EcdError(path, "is not a density .npz", "It needs the arrays rho, cell, positions, numbers.") from error
+    species = tuple(Element.from_Z(int(n)).symbol for n in data["numbers"])
+    history = (f"read {path.name}",)
+    return ChargeDensity(data["rho"], data["cell"], species, data["positions"], path.name, convention, history)
+
+
+def read_density(source: Source) -> ChargeDensity:
+    """Read any supported file and check its electron count.
+
+    Args:
+        source: a CHGCAR (also .gz, .bz2, .xz), ``*.cube``, ``*.npz``, or one crystal of a store as
+            ``file.h5::name``; bundled crystals also by name alone (``"NaCl_225"``).
+
+    Raises:
+        EcdError: with the file's name, what is wrong and what to do.
+    """
+    text = os.fspath(source)
+    if "::" in text:
+        file, name = text.split("::", 1)
+        return DensityStore(file)[name]
+    path = Path(text)
+    if not path.exists() and re.fullmatch(r"[A-Za-z0-9().]+_\d+", text):
+        return load_density(text)
+    stem = path.stem if path.suffix in _OPEN else path.name
+    if stem.endswith(".npz"):
+        density = read_npz(path)
+    elif stem.endswith((".cube", ".cub")):
+        density = read_cube_density(path)
+    else:
+        density = read_chgcar(path)
+    return check_electrons(density)
+
+
+def write_chgcar(density: ChargeDensity, path: Source) -> None:
+    """Write a CHGCAR that VASP, VESTA and pymatgen open, atomically.
+
+    What came with the file it was read from (spin densities, augmentation occupancies) is written back, unless a
+    step has changed the density since.
+
+    Raises:
+        EcdError: a folder that cannot be written.
+    """
+    blocks = density.vasp or VaspBlocks({}, {})
+    order = np.argsort(density.species, kind="stable") if density.vasp is None else np.arange(len(density.species))
+    structure = density.structure
+    structure = type(structure).from_sites([structure[int(i)] for i in order])
+    data: dict[str, Any] = {"total": np.asarray(density.values, dtype=np.float64) * density.volume, **blocks.spin}
+    with atomic_write(path) as temporary:
+        Chgcar(structure, data, data_aug=blocks.augmentation or None).write_file(str(temporary))
+
+
+def write_cube(density: ChargeDensity, path: Source) -> None:
+    """Write a Gaussian cube file (e/bohr³), atomically.
+
+    Raises:
+        EcdError: a folder that cannot be written.
+    """
+    atoms = Atoms(density.species, scaled_positions=density.positions, cell=density.lattice, pbc=True)
+    with atomic_write(path) as temporary, open(temporary, "w") as f:
+        ase_write_cube(f, atoms, density.values * Bohr**3, comment=f"{density.name}: electron density, e/bohr^3")
+
+
+def write_npz(density: ChargeDensity, path: Source) -> None:
+    """Write a compressed .npz (rho in e/Å³, cell in Å, positions fractional, numbers), atomically.
+
+    Raises:
+        EcdError: a folder that cannot be written.
+    """
+    with atomic_write(path) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(
+            f,
+            rho=density.values,
+            cell=density.lattice,
+            positions=density.positions,
+            numbers=density.numbers,
+            convention=np.array(density.convention or ""),
+        )

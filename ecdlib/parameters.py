@@ -1,0 +1,138 @@
+"""One typed schema for each notebook: its parameters with units, limits and presets.
+
+A new page is a new notebook plus one class here, listed in :data:`NOTEBOOKS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ecdlib.errors import EcdError
+
+Profile = Literal["quick", "full"]
+
+
+class Parameters(BaseModel):
+    """Base of all schemas. The defaults are the ``quick`` preset; ``full`` holds what the papers' settings change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    full: ClassVar[dict[str, Any]] = {}
+
+    profile: Profile = Field("quick", description="preset these values started from: quick (2 cores, minutes) or full")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where torch models run")
+    seed: int = Field(0, ge=0, description="of every random choice")
+
+
+class DatasetParameters(Parameters):
+    """The dataset: what is in it, beside the paper's."""
+
+    bins: int = Field(30, ge=5, le=200, description="bins of the histograms")
+
+
+class PreprocessingParameters(Parameters):
+    """From the primitive to the conventional cell, and no negative charge."""
+
+    full: ClassVar[dict[str, Any]] = {"trilinear_crystals": 0}
+
+    fcc_example: str = Field("NaCl_225", description="crystal shown for the change of cell")
+    negative_example: str = Field("NiZn3C_221", description="crystal shown for the negative charge")
+    trilinear_crystals: int = Field(
+        0, ge=0, description="crystals converted by the paper's trilinear route for the comparison; 0: all"
+    )
+
+
+class FeaturesParameters(Parameters):
+    """Autocorrelations on the standard grid."""
+
+    example: str = Field("Fe3SnC_221", description="crystal shown")
+    size: int = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
+
+
+class BaselineParameters(Parameters):
+    """Principal components + Gaussian process: a first prediction."""
+
+    size: int = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
+    n_components: int = Field(25, ge=1, le=200, description="principal components kept")
+    folds: int = Field(10, ge=2, le=100, description="folds of the cross-validation")
+    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+
+
+#: Schema of each notebook, in the order of the book.
+NOTEBOOKS: dict[str, type[Parameters]] = {
+    "dataset": DatasetParameters,
+    "preprocessing": PreprocessingParameters,
+    "features": FeaturesParameters,
+    "baseline": BaselineParameters,
+}
+
+
+def schema(notebook: str) -> type[Parameters]:
+    """Schema of a notebook.
+
+    Raises:
+        EcdError: no notebook of that name.
+    """
+    if notebook not in NOTEBOOKS:
+        raise EcdError(notebook, "no such notebook", f"There are: {', '.join(NOTEBOOKS)}.")
+    return NOTEBOOKS[notebook]
+
+
+def resolve(notebook: str, given: Mapping[str, Any], profile: Profile = "quick") -> Parameters:
+    """Validated parameters: the preset of ``profile``, overridden by ``given`` (text is converted to its type).
+
+    Raises:
+        EcdError: an unknown name, or a value of the wrong type or out of range.
+    """
+    kind = schema(notebook)
+    preset = {"profile": profile} | (kind.full if profile == "full" else {})
+    try:
+        return kind(**{**preset, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            problem, remedy = f"unknown parameter '{name}'", f"Parameters are: {', '.join(kind.model_fields)}."
+        else:
+            problem = f"parameter {name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            remedy = f"{name} is {kind.model_fields[name].description} (default {kind.model_fields[name].default!r})."
+        raise EcdError(f"notebook '{notebook}'", problem, remedy) from error
+
+
+def changed(notebook: str, parameters: Parameters) -> dict[str, Any]:
+    """What differs from the preset of the parameters' profile."""
+    preset = resolve(notebook, {}, parameters.profile).model_dump()
+    return {key: value for key, value in parameters.model_dump().items() if value != preset[key]}
+
+
+def slug(notebook: str, parameters: Parameters) -> str:
+    """Name of a run and its page: the notebook's, then the profile if it is not ``quick``, then what was changed."""
+    parts = [notebook] + (["full"] if parameters.profile == "full" else [])
+    parts += [f"{key}-{value}" for key, value in changed(notebook, parameters).items()]
+    return "--".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
+
+
+def describe(notebook: str) -> list[dict[str, str]]:
+    """One row per parameter: name, type, quick and full value, meaning."""
+    kind, rows = schema(notebook), []
+    for name, info in kind.model_fields.items():
+        annotation: Any = info.annotation
+        choices = get_args(annotation)
+        kind_name = " | ".join(map(str, choices)) if choices else getattr(annotation, "__name__", str(annotation))
+        quick = "quick" if name == "profile" else str(info.default)
+        full = "full" if name == "profile" else str(kind.full.get(name, info.default))
+        rows.append(
+            {"name": name, "type": kind_name, "quick": quick, "full": full, "meaning": info.description or ""}
+        )
+    return rows
+
+
+def title(notebook: str) -> str:
+    """One line on what the notebook is about."""
+    return (inspect.getdoc(schema(notebook)) or "").split("\n")[0]

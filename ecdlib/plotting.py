@@ -1,0 +1,151 @@
+"""Pictures of densities and results: matplotlib for static ones, plotly meshes for those one can turn.
+
+Interactive figures are small (decimated isosurface meshes, never a volume) and need nothing from the network.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import plotly.graph_objects as go
+from ase.data import covalent_radii
+from ase.data.colors import jmol_colors
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from pymatgen.core import Element
+from scipy.ndimage import zoom
+from skimage.measure import marching_cubes
+
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.evaluation import scores
+
+BLUE, RED, GREY = "#2166ac", "#b2182b", "#6e7781"
+
+
+def style() -> None:
+    """Matplotlib settings of the book."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "image.origin": "lower",
+            "image.cmap": "viridis",
+        }
+    )
+
+
+def _edges(lattice: Floats) -> Floats:
+    """Points of the cell's 12 edges, separated by NaN rows."""
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T
+    lines = []
+    for a in corners:
+        for axis in range(3):
+            if a[axis] == 0:
+                b = a.copy()
+                b[axis] = 1
+                lines += [a @ lattice, b @ lattice, [np.nan] * 3]
+    return np.array(lines)
+
+
+def mesh(values: Floats, level: float, lattice: Floats, origin: Floats, periodic: bool, budget: int = 40) -> Any:
+    """Isosurface as vertices (Å) and triangles, on at most ``budget`` voxels along each axis.
+
+    Args:
+        periodic: values are one period without its endpoint, which is added; else both ends are in.
+    """
+    if periodic:
+        values = np.pad(values, (0, 1), mode="wrap")
+    if max(values.shape) > budget + 1:
+        factors = [min(1.0, (budget + 1) / n) for n in values.shape]
+        values = zoom(values.astype(float), factors, order=1, grid_mode=False)
+    level = float(np.clip(level, values.min() + 1e-9, values.max() - 1e-9))
+    vertices, faces, _, _ = marching_cubes(values, level)
+    return origin + (vertices / (np.array(values.shape) - 1)) @ lattice, faces
+
+
+def _surface(vertices: Floats, faces: Any, colour: str, opacity: float, name: str) -> go.Mesh3d:
+    x, y, z = np.round(vertices, 2).T.astype(np.float32)
+    i, j, k = faces.T.astype(np.int32)
+    return go.Mesh3d(
+        x=x, y=y, z=z, i=i, j=j, k=k, color=colour, opacity=opacity, name=name, showlegend=True, hoverinfo="name"
+    )
+
+
+def _scene(figure: go.Figure) -> go.Figure:
+    axis = {"showbackground": False, "title": {"text": ""}, "showspikes": False}
+    return figure.update_layout(
+        scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis},
+        margin={"l": 0, "r": 0, "t": 10, "b": 0},
+        height=430,
+        legend={"x": 0, "y": 1},
+    )
+
+
+def density_figure(density: ChargeDensity, levels: Sequence[float]) -> go.Figure:
+    """Isosurfaces of a density with its atoms and cell, in true lattice vectors (Å); turn and zoom with the mouse.
+
+    Args:
+        levels: e/Å³, from the outer to the inner surface.
+    """
+    figure = go.Figure()
+    for n, (level, colour) in enumerate(zip(levels, ("#9ecae1", "#4292c6", "#08306b"), strict=False)):
+        vertices, faces = mesh(density.values, level, density.lattice, np.zeros(3), periodic=True)
+        figure.add_trace(_surface(vertices, faces, colour, 0.25 + 0.25 * n, f"{level:g} e/Å³"))
+    shown = np.array([p + s for p in density.positions % 1 for s in np.indices((2, 2, 2)).reshape(3, -1).T])
+    symbols = [s for s in density.species for _ in range(8)]
+    inside = (shown <= 1 + 1e-6).all(1)
+    for symbol in dict.fromkeys(density.species):
+        z = Element(symbol).Z
+        points = shown[inside & (np.array(symbols) == symbol)] @ density.lattice
+        red, green, blue = (int(255 * c) for c in jmol_colors[z])
+        marker = {"size": 9 * covalent_radii[z], "color": f"rgb({red},{green},{blue})", "line": {"width": 1}}
+        x, y, zz = points.T
+        figure.add_trace(go.Scatter3d(x=x, y=y, z=zz, mode="markers", marker=marker, name=symbol))
+    x, y, z = _edges(density.lattice).T
+    figure.add_trace(
+        go.Scatter3d(x=x, y=y, z=z, mode="lines", line={"color": GREY}, showlegend=False, hoverinfo="skip")
+    )
+    return _scene(figure)
+
+
+def correlation_figure(features: Floats, voxel: float, levels: Sequence[float]) -> go.Figure:
+    """Isosurfaces of an autocorrelation on its standard grid (Å), r = 0 in the centre."""
+    size = features.shape[0]
+    reach = voxel * (size // 2)
+    box = 2 * reach * np.eye(3)
+    figure = go.Figure()
+    for n, (level, colour) in enumerate(zip(levels, ("#fdd0a2", "#f16913", "#7f2704"), strict=False)):
+        vertices, faces = mesh(features, level, box, np.full(3, -reach), periodic=False)
+        figure.add_trace(_surface(vertices, faces, colour, 0.25 + 0.25 * n, f"{level:.3g} e/Å³"))
+    x, y, z = (_edges(box) - reach).T
+    figure.add_trace(
+        go.Scatter3d(x=x, y=y, z=z, mode="lines", line={"color": GREY}, showlegend=False, hoverinfo="skip")
+    )
+    return _scene(figure)
+
+
+def interactive(figure: go.Figure, alt: str) -> HTML:
+    """The figure as HTML that uses the book's own copy of plotly.js; ``alt`` describes it to who cannot see it."""
+    body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    return HTML(f'<div class="ecd-interactive" role="img" aria-label="{html.escape(alt, quote=True)}">{body}</div>')
+
+
+def parity(ax: Axes, truth: Floats, prediction: Floats, label: str, std: Floats | None = None) -> None:
+    """Predicted against true values with the diagonal, error bars where given, and the scores in the corner."""
+    if std is not None:
+        ax.errorbar(truth, prediction, std, fmt="none", ecolor=BLUE, alpha=0.15, lw=0.8)
+    ax.scatter(truth, prediction, s=7, color=BLUE, alpha=0.6, lw=0)
+    ends = [min(truth.min(), prediction.min()), max(truth.max(), prediction.max())]
+    ax.plot(ends, ends, color=RED, lw=1)
+    s = scores(truth, prediction)
+    text = f"MAE {s['MAE']:.3g}\nRMSE {s['RMSE']:.3g}\n$R^2$ {s['R2']:.3f}\nNMAE {s['NMAE']:.1f} %"
+    ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top")
+    ax.set(xlabel=f"calculated {label}", ylabel=f"predicted {label}", aspect="equal", xlim=ends, ylim=ends)
