@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -63,7 +64,9 @@ def load_artifacts() -> dict[str, Artifact]:
 
 
 def judge(artifact: Artifact, ours: Sequence[float] | str, checks: Mapping[str, bool]) -> Verdict:
-    """Verdict by rule: the share of what holds, of the reported numbers (within the tolerance) or of the checks.
+    """Verdict by rule: the share of what holds, of the reported numbers and of the checks.
+
+    A number holds within the relative tolerance, or within half a unit of the last printed decimal.
 
     ``reproduced`` if all hold, ``differs`` if none does, ``partly`` in between.
 
@@ -77,9 +80,10 @@ def judge(artifact: Artifact, ours: Sequence[float] | str, checks: Mapping[str, 
         if artifact.numbers is not None and artifact.tolerance is not None:
             if len(ours) != len(artifact.numbers):
                 raise EcdError(artifact.id, f"{len(ours)} numbers for {len(artifact.numbers)} reported", "Record all.")
-            held += [
-                abs(a - b) <= artifact.tolerance * abs(b) + 1e-12 for a, b in zip(ours, artifact.numbers, strict=True)
-            ]
+            for a, text in zip(ours, artifact.reported.split(";"), strict=True):
+                printed = Decimal(text.strip())
+                rounding = 0.5 * 10 ** int(printed.as_tuple().exponent) if "." in text else 0.0
+                held.append(abs(a - float(printed)) <= max(artifact.tolerance * abs(float(printed)), rounding) + 1e-12)
     if not held:
         raise EcdError(artifact.id, "nothing to judge by", "Give numbers with a tolerance, or checks.")
     return "reproduced" if all(held) else "partly" if any(held) else "differs"

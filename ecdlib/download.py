@@ -343,8 +343,8 @@ def _copy_gzipped(source: IO[bytes], out: IO[bytes]) -> None:
 
 def _fetch_mp_one(store: _Store, material_id: str, rester: Any, chgcars_url: str) -> None:
     with _explained():
-        task_id, key = _latest_static_task(rester, material_id)
-    name, url = _file_name(material_id), f"{chgcars_url.rstrip('/')}/{key}.json.gz"
+        task_id = _latest_static_task(rester, material_id)
+    name, url = _file_name(material_id), f"{chgcars_url.rstrip('/')}/{task_id}.json.gz"
     with store.download(MATERIALS_PROJECT, url, name) as (path, digest):
         chgcar = _decode_chgcar(path, url)
         entry = {"source": MATERIALS_PROJECT, "id": material_id, "task_id": task_id, "url": url}
@@ -370,8 +370,8 @@ def _explained() -> Iterator[None]:
         raise EcdError(MATERIALS_PROJECT, problem, "Update mp-api: pip install -U mp-api") from error
 
 
-def _latest_static_task(rester: Any, material_id: str) -> tuple[str, str]:
-    """Id of the material's static calculation that was updated last, and its key in the bucket of charge densities."""
+def _latest_static_task(rester: Any, material_id: str) -> str:
+    """Id, as the bucket of charge densities writes it, of the material's static calculation that was updated last."""
     from emmet.core.mpid import AlphaID
     from emmet.core.vasp.calc_types import CalcType
 
@@ -381,7 +381,7 @@ def _latest_static_task(rester: Any, material_id: str) -> tuple[str, str]:
     if not tasks:
         raise _NotThere(MATERIALS_PROJECT, "unknown material, or no static GGA calculation", "Leave it out.")
     task_id = str(max(tasks, key=lambda task: task["last_updated"])["task_id"])
-    return task_id, AlphaID(task_id.split("-")[-1], prefix="mp").string
+    return AlphaID(task_id.split("-")[-1], prefix="mp").string
 
 
 def _decode_chgcar(path: Path, url: str) -> Any:

@@ -71,7 +71,7 @@ def check_electrons(density: ChargeDensity) -> ChargeDensity:
     if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
         raise EcdError(
             density.name,
-            f"holds {count:.4g} electrons, which does not fit {density.formula} ({atoms} atoms, {everything} electrons)",
+            f"holds {count:.4g} electrons, which does not fit {density.formula} ({atoms} atoms, {everything} in all)",
             "Check the units: CHGCAR holds density times cell volume, cube e/bohr³, npz e/Å³.",
         )
     return density

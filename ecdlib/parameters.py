@@ -127,9 +127,7 @@ def describe(notebook: str) -> list[dict[str, str]]:
         kind_name = " | ".join(map(str, choices)) if choices else getattr(annotation, "__name__", str(annotation))
         quick = "quick" if name == "profile" else str(info.default)
         full = "full" if name == "profile" else str(kind.full.get(name, info.default))
-        rows.append(
-            {"name": name, "type": kind_name, "quick": quick, "full": full, "meaning": info.description or ""}
-        )
+        rows.append({"name": name, "type": kind_name, "quick": quick, "full": full, "meaning": info.description or ""})
     return rows
 
 

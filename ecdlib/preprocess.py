@@ -255,7 +255,5 @@ def redistribute_negative_charge(density: ChargeDensity) -> Redistribution:
         missing = np.where(done, 0.0, missing - held)
         cluster[np.append(done, False)[cluster]] = -1  # a filled cluster is ordinary density again
         frontier = layer[~done[owner]]
-    result = density.step(
-        f"negative charge redistributed ({moved:.3g} electrons)", values=flat.reshape(density.shape)
-    )
+    result = density.step(f"negative charge redistributed ({moved:.3g} electrons)", values=flat.reshape(density.shape))
     return Redistribution(result, clusters, layers, moved)

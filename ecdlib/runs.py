@@ -45,9 +45,7 @@ class Run:
         limit: artifacts.Verdict | None = None,
     ) -> None:
         """Write the payload of one artifact (see :func:`ecdlib.artifacts.write_payload`) and show its verdict."""
-        made_by = artifacts.provenance(
-            self.notebook, self.parameters.model_dump(), time.monotonic() - self._started
-        )
+        made_by = artifacts.provenance(self.notebook, self.parameters.model_dump(), time.monotonic() - self._started)
         payload = artifacts.write_payload(
             self.folder, artifact_id, ours, checks=checks, reason=reason, limit=limit, made_by=made_by
         )
@@ -183,13 +181,14 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
                 stderr_file=sys.stderr if hasattr(sys.stderr, "fileno") else None,
             )
         except NoSuchKernel as error:
-            raise EcdError(f"kernel {kernel}", "no such Jupyter kernel", "`jupyter kernelspec list` shows yours.") from error
+            raise EcdError(f"kernel {kernel}", "no such Jupyter kernel", "See `jupyter kernelspec list`.") from error
         except papermill.PapermillExecutionError as error:
             failed = BUILD / "failed" / f"{target.name}.ipynb"
             failed.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "executed.ipynb", failed)
             what = error.evalue if error.ename == "EcdError" else f"{error.ename}: {error.evalue}"
-            raise EcdError(f"notebook '{notebook}'", what.splitlines()[0], f"See {failed.relative_to(ROOT)}.") from error
+            remedy = f"See {failed.relative_to(ROOT)}."
+            raise EcdError(f"notebook '{notebook}'", what.splitlines()[0], remedy) from error
         finally:
             if before is None:
                 del os.environ["ECD_RUN_FOLDER"]

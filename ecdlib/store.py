@@ -185,7 +185,8 @@ class DensityStore:
             if len(first) != len(values):
                 raise ValueError("number of values")
         except (OSError, KeyError, ValueError, IndexError) as error:
-            raise EcdError(f"{self.path}::{name}", "this entry is damaged", "Fetch or write the store again.") from error
+            remedy = "Fetch or write the store again."
+            raise EcdError(f"{self.path}::{name}", "this entry is damaged", remedy) from error
         species = tuple(Element.from_Z(int(z)).symbol for z in numbers)
         return ChargeDensity(values[orbit].reshape(grid), cell, species, positions, name, self.convention)
 

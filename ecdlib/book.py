@@ -1,0 +1,151 @@
+"""Building the book: execute the notebooks, generate the scoreboard page, run Jupyter Book."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from ecdlib import parameters
+from ecdlib.artifacts import NOT_BUILT, NOT_RUN, PAPERS
+from ecdlib.datasets import ROOT
+from ecdlib.errors import EcdError
+from ecdlib.parameters import NOTEBOOKS, Profile
+from ecdlib.runs import BUILD, current_scoreboard, execute, finished_runs
+
+PAGES = ROOT / "book" / "executed"
+COLOURS = {"reproduced": "#1a7f37", "partly": "#9a6700", "differs": "#b42318"}
+
+
+def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: bool = False) -> Path:
+    """Execute all notebooks (those whose cached run is current are taken as they are) and build the HTML.
+
+    Finished runs with other parameters become pages beneath their original; those made from older sources are left
+    out with a notice.
+
+    Returns:
+        Path of the front page.
+
+    Raises:
+        EcdError: a notebook failed, or Jupyter Book gave warnings (they count as errors).
+    """
+    started = time.monotonic()
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True)
+    for number, notebook in enumerate(NOTEBOOKS, 1):
+        values = parameters.resolve(notebook, {}, profile)
+        print(f"[{number}/{len(NOTEBOOKS)}] {notebook} ({profile})", end=" ", flush=True)
+        begun = time.monotonic()
+        folder, cached = execute(notebook, values, kernel=kernel, force=force)
+        print("unchanged" if cached else f"executed in {time.monotonic() - begun:.0f} s", flush=True)
+        _page(folder, notebook)
+    variants: dict[str, list[str]] = {}
+    for notebook, values, folder, current in finished_runs():
+        if not parameters.changed(notebook, values) and values.profile == profile:
+            continue
+        if not current:
+            print(f"left out: {folder.name} was made from older sources; run it again to show it")
+            continue
+        _page(folder, folder.name, variant=True)
+        variants.setdefault(notebook, []).append(folder.name)
+    (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
+    print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
+    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(ROOT)]
+    command += ["--toc", str(_contents(variants)), "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    log = BUILD / "book.log"
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
+        print("\n".join(lines[:20]))
+        raise EcdError("book", f"Jupyter Book gave {len(lines)} warnings or errors", f"See {log.relative_to(ROOT)}.")
+    print(f"book built in {time.monotonic() - started:.0f} s")
+    return BUILD / "html" / "index.html"
+
+
+def _page(folder: Path, name: str, variant: bool = False) -> None:
+    """Copy an executed notebook to where the book takes its pages from."""
+    nb = nbformat.read(folder / "executed.ipynb", as_version=4)
+    if variant:  # the page's title tells it from its original
+        first = next(cell for cell in nb.cells if cell.cell_type == "markdown")
+        head, _, rest = first.source.partition("\n")
+        first.source = f"{head} — {name.split('--', 1)[1].replace('--', ', ')}\n{rest}"
+        for cell in nb.cells:  # targets belong to the original page
+            if cell.cell_type == "markdown":
+                cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("("))
+            cell.metadata.get("mystnb", {}).get("figure", {}).pop("name", None)
+    nbformat.write(nb, PAGES / f"{name}.ipynb")
+
+
+def _contents(variants: dict[str, list[str]]) -> Path:
+    """``_toc.yml`` with the variant pages beneath their originals."""
+    toc: dict[str, Any] = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    for part in toc["parts"]:
+        for chapter in part["chapters"]:
+            pages = variants.get(Path(chapter["file"]).name, [])
+            if pages:
+                chapter["sections"] = [{"file": f"book/executed/{page}"} for page in pages]
+    path = BUILD / "_toc.yml"
+    path.write_text(yaml.safe_dump(toc, sort_keys=False))
+    return path
+
+
+def _number(value: object) -> str:
+    return "; ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else str(value)
+
+
+def scoreboard_page(rows: list[dict[str, Any]]) -> str:
+    """The scoreboard as a MyST page: counts for each paper, then one table per paper."""
+    text = [
+        "# Scoreboard",
+        "",
+        "Every figure, table, quoted number and claim of the three papers, what they report and what this book gets. "
+        "This page is generated from the results that the notebooks write; nothing in it is typed by hand.",
+        "",
+        "- **reproduced**: every reported number is met within the tolerance, and every check made by code holds.",
+        "- **partly**: some hold, or the picture is the same on other crystals.",
+        "- **differs**: none holds; the reason stands beside.",
+        "- **not possible here**: needs data or machines that this book does not have; the reason stands beside.",
+        f"- **{NOT_RUN}** / **{NOT_BUILT}**: a notebook for it exists but has not run / does not exist yet.",
+        "",
+    ]
+    for paper, title in PAPERS.items():
+        own = [row for row in rows if row["paper"] == paper]
+        counts = Counter(row["verdict"] for row in own)
+        text += [f"## {title}", "", f"{len(own)} artifacts: {', '.join(f'{n} {v}' for v, n in counts.items())}.", ""]
+        text += ["<table class='ecd-scoreboard'><thead><tr>"]
+        text += [f"<th>{h}</th>" for h in ("artifact", "reported", "here", "verdict", "made by")] + [
+            "</tr></thead><tbody>"
+        ]
+        for row in own:
+            made = row["provenance"]
+            failed = [name for name, held in row["checks"].items() if not held]
+            reason = row["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
+            verdict = row["verdict"] + (" (older sources)" if row["stale"] else "")
+            ours = "" if row["ours"] is None else _number(row["ours"])
+            note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
+            by = ""
+            if made:
+                profile = made["parameters"]["profile"]
+                by = (
+                    f"<a href='{made['notebook']}.html'>{made['notebook']}</a><br><small>{profile}, "
+                    f"{html.escape(made['device'])}, {made['seconds']} s, {html.escape(made['commit'])}</small>"
+                )
+            tolerance = f"<br><small>tolerance {row['tolerance']:.3g}</small>" if row["tolerance"] is not None else ""
+            text.append(
+                f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"
+                f"<small><code>{row['id']}</code></small>{note}</td><td>{html.escape(row['reported'])} "
+                f"{html.escape(row['unit'])}{tolerance}</td><td>{html.escape(ours)}</td>"
+                f"<td><b style='color:{COLOURS.get(row['verdict'], '#57606a')}'>{verdict}</b><br>"
+                f"<small>{html.escape(reason)}</small></td><td>{by}</td></tr>"
+            )
+        text += ["</tbody></table>", ""]
+    return "\n".join(text)

@@ -1,0 +1,216 @@
+"""The command line: ``ecd``. Heavy parts are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ecdlib.errors import EcdError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Crystal properties from electron charge densities: run notebooks, featurize and convert densities.",
+)
+
+
+class Profile(StrEnum):
+    quick = "quick"
+    full = "full"
+
+
+class Route(StrEnum):
+    fourier = "fourier"
+    trilinear = "trilinear"
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@app.command("list")
+def list_notebooks(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """List the notebooks and their parameters."""
+    from ecdlib.parameters import NOTEBOOKS, describe, title
+
+    if as_json:
+        print(json.dumps({n: {"title": title(n), "parameters": describe(n)} for n in NOTEBOOKS}, indent=1))
+        return
+    for notebook in NOTEBOOKS:
+        print(f"\n{notebook}: {title(notebook)}")
+        _table(describe(notebook), ["name", "type", "quick", "full", "meaning"])
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="one of `ecd list`")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
+    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+    kernel: Annotated[str | None, typer.Option(help="Jupyter kernel; by default that of this environment")] = None,
+    force: Annotated[bool, typer.Option(help="run even if nothing has changed since the last run")] = False,
+) -> None:
+    """Execute one notebook with papermill; the next `ecd book` shows it beside the original."""
+    from ecdlib.parameters import resolve
+    from ecdlib.runs import execute
+
+    pairs = [text.partition("=") for text in parameter or []]
+    bad = [name for name, equals, _ in pairs if not equals]
+    if bad:
+        raise EcdError(f"-p {bad[0]}", "is not name=value", "Write for example: -p folds=5")
+    values = resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
+    folder, cached = execute(notebook, values, kernel=kernel, force=force)
+    print(f"{'unchanged since the last run' if cached else 'executed'}: {folder / 'executed.ipynb'}")
+    print("`ecd book` shows it as a page.")
+
+
+@app.command()
+def book(
+    profile: Annotated[
+        Profile, typer.Option(help="quick: 2 CPU cores, minutes; full: the papers' settings")
+    ] = Profile.quick,
+    kernel: Annotated[str | None, typer.Option(help="Jupyter kernel; by default that of this environment")] = None,
+    force: Annotated[bool, typer.Option(help="execute every notebook, also unchanged ones")] = False,
+) -> None:
+    """Execute the notebooks and build the HTML book."""
+    from ecdlib.book import build_book
+
+    print(f"open {build_book(profile.value, kernel=kernel, force=force)}")
+
+
+@app.command()
+def scoreboard(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Every artifact of the papers: reported, ours, tolerance, verdict, provenance."""
+    from collections import Counter
+
+    from ecdlib.runs import current_scoreboard
+
+    rows = current_scoreboard()
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        ours = row["ours"]
+        row["ours"] = "" if ours is None else "; ".join(f"{v:.4g}" for v in ours) if isinstance(ours, list) else ours
+        row["tolerance"] = "" if row["tolerance"] is None else row["tolerance"]
+        row["made by"] = row["provenance"]["notebook"] if row["provenance"] else ""
+    _table(rows, ["id", "paper", "reported", "ours", "tolerance", "verdict", "made by"])
+    print(", ".join(f"{n} {v}" for v, n in Counter(row["verdict"] for row in rows).items()))
+
+
+@app.command()
+def featurize(
+    files: Annotated[
+        list[str], typer.Argument(help="CHGCAR (.gz, .bz2, .xz), cube, npz, whole stores (.h5) or store.h5::NAME")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write")],
+    size: Annotated[int, typer.Option(help="odd number of voxels along each axis")] = 51,
+    voxel: Annotated[float, typer.Option(help="voxel width in Å")] = 0.2,
+    conversion: Annotated[Route, typer.Option(help="way to the conventional cell")] = Route.fourier,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="local processes; by default one a core")] = None,
+) -> None:
+    """Autocorrelations of many densities on the standard grid; goes on where an interrupted run stopped."""
+    from ecdlib.features import FeatureSettings, featurize_collection
+
+    settings = FeatureSettings(size=size, voxel=voxel, conversion=conversion.value)
+    if size < 1 or size % 2 == 0 or voxel <= 0:
+        raise EcdError(f"--size {size} --voxel {voxel}", "the size must be odd, the voxel positive", "Try 51 and 0.2.")
+    table = featurize_collection(files, out, settings, scheduler=scheduler, workers=workers)
+    bad = table[table["error"] != ""]
+    print(f"{len(table) - len(bad)} densities featurized: {out}")
+    for message in bad["error"]:
+        print(f"skipped: {message}", file=sys.stderr)
+    if len(bad):
+        raise typer.Exit(2)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="CHGCAR, cube, npz, store.h5::NAME or the name of a bundled crystal")],
+    target: Annotated[
+        Path, typer.Argument(help="file to write: *.cube, *.npz, *.h5 (store), anything else is a CHGCAR")
+    ],
+    conventional: Annotated[bool, typer.Option(help="turn it into the conventional cell")] = False,
+) -> None:
+    """Convert a density file, for example a bundled crystal to a CHGCAR that VESTA opens."""
+    from ecdlib import io
+    from ecdlib.preprocess import to_conventional
+    from ecdlib.store import write_store
+
+    density = io.read_density(source)
+    if conventional:
+        density = to_conventional(density)
+    if target.suffix == ".h5":
+        write_store(target, [density])
+    else:
+        writers = {".cube": io.write_cube, ".npz": io.write_npz}
+        writers.get(target.suffix, io.write_chgcar)(density, target)
+    print(f"{density}\nwritten: {target}")
+
+
+@app.command()
+def data() -> None:
+    """List the bundled densities."""
+    from ecdlib.datasets import load_densities
+
+    for store in (load_densities("cubic"), load_densities("general")):
+        rows: list[Any] = store.table.reset_index().assign(set=store.path.stem).to_dict("records")
+        _table(rows, ["name", "set", "spacegroup", "n_atoms", "n_electrons", "grid"])
+
+
+@app.command()
+def compute(
+    poscar: Annotated[Path, typer.Argument(help="crystal to compute, in POSCAR format")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="density to write (.npz)")] = Path("density.npz"),
+    python: Annotated[str | None, typer.Option(help="Python that has GPAW; by default the first one found")] = None,
+) -> None:
+    """Compute the density of a crystal with GPAW, by the recipe of the bundled densities."""
+    from ecdlib.compute import compute_density
+
+    print(f"{compute_density(poscar, out, python=python)}\nwritten: {out}")
+
+
+@app.command()
+def download(
+    source: Annotated[str, typer.Argument(help="jarvis or materials-project")],
+    ids: Annotated[list[str], typer.Argument(help="JVASP-1002 … or mp-149 …")],
+    folder: Annotated[Path, typer.Option("-o", "--out", help="folder to write to")] = Path("downloads"),
+    api_key: Annotated[str | None, typer.Option(help="Materials Project key; or set MP_API_KEY")] = None,
+) -> None:
+    """Fetch charge densities from the original sources; hashes and task ids go into manifest.json."""
+    from ecdlib.download import fetch_jarvis, fetch_materials_project
+
+    if source == "jarvis":
+        paths = fetch_jarvis(ids, folder)
+    elif source == "materials-project":
+        paths = fetch_materials_project(ids, folder, api_key=api_key)
+    else:
+        raise EcdError(source, "no such source", "There are: jarvis, materials-project.")
+    for path in paths:
+        print(path)
+
+
+def main() -> None:
+    """Entry point: an :class:`EcdError` becomes one line and exit code 2."""
+    try:
+        app()
+    except EcdError as error:
+        print(f"ecd: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
