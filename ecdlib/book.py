@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
         _page(folder, folder.name, variant=True)
         variants.setdefault(notebook, []).append(folder.name)
     (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
+    _assets()
     print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
     command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(ROOT)]
     command += ["--toc", str(_contents(variants)), "-W", "-n", "--keep-going", "-q"]
@@ -83,6 +85,24 @@ def _page(folder: Path, name: str, variant: bool = False) -> None:
                 cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("("))
             cell.metadata.get("mystnb", {}).get("figure", {}).pop("name", None)
     nbformat.write(nb, PAGES / f"{name}.ipynb")
+
+
+def _assets() -> None:
+    """Put plotly.js where ``_config.yml`` lists it among the static files: the book needs no network."""
+    target = BUILD / "assets" / "plotly.min.js"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(str(files("plotly") / "package_data" / "plotly.min.js"), target)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx extension (see ``_config.yml``): only pages with interactive figures load plotly.js."""
+
+    def load_plotly(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+        if "plotly-graph-div" in context.get("body", ""):
+            app.add_js_file("plotly.min.js", priority=100)  # before the figures' own scripts
+
+    app.connect("html-page-context", load_plotly)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def _contents(variants: dict[str, list[str]]) -> Path:

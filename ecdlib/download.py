@@ -219,7 +219,10 @@ class _Store:
                     downloader=pooch.HTTPDownloader(progressbar=self.progress, chunk_size=1 << 16, timeout=TIMEOUT),
                 )
             except HTTPError as error:
-                status = error.response.status_code if error.response is not None else "an error"
+                response = error.response
+                assert response is not None  # raised for its status
+                response.close()
+                status = response.status_code
                 kind = _NotThere if status in (403, 404, 410) else EcdError
                 raise kind(
                     source,

@@ -37,10 +37,8 @@ class DatasetParameters(Parameters):
 class PreprocessingParameters(Parameters):
     """From the primitive to the conventional cell, and no negative charge."""
 
-    full: ClassVar[dict[str, Any]] = {"trilinear_crystals": 0}
-
     fcc_example: str = Field("NaCl_225", description="crystal shown for the change of cell")
-    negative_example: str = Field("NiZn3C_221", description="crystal shown for the negative charge")
+    negative_example: str = Field("BaTiO3_221", description="crystal shown for the negative charge")
     trilinear_crystals: int = Field(
         0, ge=0, description="crystals converted by the paper's trilinear route for the comparison; 0: all"
     )

@@ -79,15 +79,19 @@ def begin(notebook: str, namespace: dict[str, Any]) -> Run:
 
     Args:
         notebook: name of the notebook.
-        namespace: ``globals()``, called right after the cell tagged ``parameters``; simple values found there are
-            taken as parameters, so that one that the schema does not know is refused.
+        namespace: ``globals()``, called right after the cell tagged ``parameters``; simple values in lower case
+            found there are taken as parameters, so that one that the schema does not know is refused.
 
     Raises:
         EcdError: an unknown or ill-typed parameter.
     """
     simple = (bool, int, float, str, list, dict, type(None))
     shown = {"In", "Out", "exit", "quit"}
-    given = {k: v for k, v in namespace.items() if isinstance(v, simple) and not k.startswith("_") and k not in shown}
+    given = {
+        k: v
+        for k, v in namespace.items()
+        if isinstance(v, simple) and k.islower() and not k.startswith("_") and k not in shown
+    }
     values = parameters.resolve(notebook, given)
     rows = "".join(
         f"<tr><td><code>{r['name']}</code></td><td><b>{html.escape(str(getattr(values, r['name'])))}</b></td>"

@@ -406,18 +406,11 @@ def test_mp_offline(project: Server, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_mp_goes_offline_half_way(project: Server, tmp_path: Path) -> None:
-    tasks = project.pages["/materials/tasks/"]
-
-    def last_answer(query: dict[str, list[str]]) -> Any:
-        threading.Thread(target=project.stop).start()
-        return tasks(query)
-
-    project.pages["/materials/tasks/"] = last_answer
-    with pytest.raises(EcdError, match=r"no \(complete\) answer from .*/chgcars/"):
-        fetch_materials_project(
-            "mp-135", tmp_path, KEY, endpoint=project.url, chgcars_url="http://127.0.0.1:9/chgcars", progress=False
-        )
+def test_mp_bucket_is_offline(project: Server, tmp_path: Path) -> None:
+    bucket = Server()
+    bucket.stop()
+    with pytest.raises(EcdError, match=r"no \(complete\) answer from .*/mp-2000.json.gz"):
+        fetch_materials_project("mp-135", tmp_path, KEY, endpoint=project.url, chgcars_url=bucket.url, progress=False)
     assert os.listdir(tmp_path) == []
 
 
