@@ -60,7 +60,9 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
     (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
     _assets()
     print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(ROOT)]
+    for product in ("html", ".doctrees"):  # a page that is gone must go, and a warning must come again
+        shutil.rmtree(BUILD / product, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT), "--path-output", str(ROOT)]
     command += ["--toc", str(_contents(variants)), "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     log = BUILD / "book.log"
@@ -84,6 +86,9 @@ def _page(folder: Path, name: str, variant: bool = False) -> None:
             if cell.cell_type == "markdown":
                 cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("("))
             cell.metadata.get("mystnb", {}).get("figure", {}).pop("name", None)
+    for cell in nb.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):  # the table of parameters shows them
+            cell.metadata["tags"].append("remove-input")
     nbformat.write(nb, PAGES / f"{name}.ipynb")
 
 
@@ -137,6 +142,8 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
         f"- **{NOT_RUN}** / **{NOT_BUILT}**: a notebook for it exists but has not run / does not exist yet.",
         "",
     ]
+    total = Counter(row["verdict"] for row in rows)
+    text += [f"Of {len(rows)} artifacts: {', '.join(f'**{n}** {v}' for v, n in total.most_common())}.", ""]
     for paper, title in PAPERS.items():
         own = [row for row in rows if row["paper"] == paper]
         counts = Counter(row["verdict"] for row in own)
@@ -154,11 +161,14 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
             note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
             by = ""
             if made:
-                profile = made["parameters"]["profile"]
-                by = (
-                    f"<a href='{made['notebook']}.html'>{made['notebook']}</a><br><small>{profile}, "
-                    f"{html.escape(made['device'])}, {made['seconds']} s, {html.escape(made['commit'])}</small>"
+                data = ", ".join(f"{name} {digest}" for name, digest in made["data"].items() if name.endswith(".h5"))
+                versions = ", ".join(f"{name} {v}" for name, v in made["versions"].items())
+                facts = (
+                    f"{made['parameters']['profile']} profile, seed {made['parameters']['seed']}; {made['device']}, "
                 )
+                facts += f"{made['seconds']} s, {made['date']}; commit {made['commit']}; {data}; {versions}"
+                by = f"<a href='{made['notebook']}.html'>{made['notebook']}</a>"
+                by += f"<details><summary>provenance</summary>{html.escape(facts)}</details>"
             tolerance = f"<br><small>tolerance {row['tolerance']:.3g}</small>" if row["tolerance"] is not None else ""
             text.append(
                 f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"

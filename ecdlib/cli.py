@@ -21,6 +21,7 @@ app = typer.Typer(
 
 
 class Profile(StrEnum):
+    tiny = "tiny"
     quick = "quick"
     full = "full"
 
@@ -81,7 +82,7 @@ def run(
 @app.command()
 def book(
     profile: Annotated[
-        Profile, typer.Option(help="quick: 2 CPU cores, minutes; full: the papers' settings")
+        Profile, typer.Option(help="quick: 2 cores, minutes; full: the papers' settings; tiny: for tests")
     ] = Profile.quick,
     kernel: Annotated[str | None, typer.Option(help="Jupyter kernel; by default that of this environment")] = None,
     force: Annotated[bool, typer.Option(help="execute every notebook, also unchanged ones")] = False,
@@ -214,3 +215,7 @@ def main() -> None:
     except EcdError as error:
         print(f"ecd: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -85,8 +85,8 @@ def compute_density(
         progress: called with one line of text per iteration.
 
     Returns:
-        The density of the *standardized primitive cell*, which may differ from the cell in ``poscar``. Its name is
-        ``formula_spacegroup``, its convention names the PAW sets (``"gpaw-0.9.20000"``).
+        The density of spglib's *standardized primitive cell*: size, orientation and origin may differ from
+        ``poscar``. Its name is ``formula_spacegroup``, its convention names the PAW sets (``"gpaw-0.9.20000"``).
 
     Raises:
         EcdError: no GPAW; ``poscar`` is missing or cannot be read; an element without PAW set; no convergence;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,10 +56,12 @@ class ChargeDensity:
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values)
+        if values.dtype.kind not in "fiu":
+            raise EcdError(self.name, f"values of type {values.dtype} are no density", "Give real numbers in e/Å³.")
         if values.dtype not in (np.float32, np.float64):
             values = values.astype(np.float64)
         lattice = np.asarray(self.lattice, dtype=np.float64)
-        positions = np.asarray(self.positions, dtype=np.float64).reshape(-1, 3)
+        positions = np.asarray(self.positions, dtype=np.float64)
         if values.ndim != 3 or min(values.shape) < 2:
             raise EcdError(
                 self.name,
@@ -75,9 +78,12 @@ class ChargeDensity:
             raise EcdError(
                 self.name, "the cell vectors span no volume", "Check the lattice in the file's header (units: Å)."
             )
-        if len(self.species) != len(positions):
+        if positions.shape != (len(self.species), 3) or not np.isfinite(positions).all():
             raise EcdError(
-                self.name, f"{len(self.species)} species for {len(positions)} positions", "Check the file's header."
+                self.name,
+                f"{len(self.species)} species need as many positions of 3 numbers, these have shape {positions.shape}"
+                + ("" if np.isfinite(positions).all() else " and hold NaN or infinity"),
+                "Check the file's header.",
             )
         unknown = sorted({s for s in self.species if not Element.is_valid_symbol(s)})
         if unknown:
@@ -135,7 +141,9 @@ class ChargeDensity:
     @property
     def formula(self) -> str:
         """Reduced formula."""
-        return str(Composition("".join(self.species)).reduced_formula) if self.species else ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen's remark that He, Ne and Ar have no electronegativity
+            return str(Composition("".join(self.species)).reduced_formula) if self.species else ""
 
     def step(self, what: str, **changes: Any) -> ChargeDensity:
         """A copy with ``changes`` applied and ``what`` appended to the history."""

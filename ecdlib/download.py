@@ -199,7 +199,7 @@ class _Store:
 
         Checked against the download that the manifest records for ``name`` and ``url``, else against ``known_hash``.
         """
-        import pooch  # type: ignore[import-untyped]
+        import pooch
         from requests.exceptions import HTTPError, RequestException
 
         before = self.files.get(name, {})
@@ -264,7 +264,7 @@ class _Store:
 
 def _jarvis_index_url() -> str:
     try:
-        from jarvis.db.figshare import get_db_info  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        from jarvis.db.figshare import get_db_info
     except ImportError as error:
         raise EcdError(JARVIS, "jarvis-tools is not installed", EXTRA) from error
     return str(get_db_info()["raw_files"][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ class EcdError(Exception):
 
     def __init__(self, source: object, problem: str, remedy: str):
         self.source, self.problem, self.remedy = str(source), problem, remedy
-        super().__init__(f"{source}: {problem.rstrip('.')}. {remedy}")
+        super().__init__(re.sub(r"\s*\n\s*", " ", f"{source}: {problem.rstrip('.')}. {remedy}"))
 
     def __reduce__(self) -> tuple[type[EcdError], tuple[str, str, str]]:  # survives the way back from a worker
         return type(self), (self.source, self.problem, self.remedy)

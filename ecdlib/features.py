@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ecdlib.correlations import Field, standardized_autocorrelation
+from ecdlib.correlations import Field, cubic_average, standardized_autocorrelation
+from ecdlib.datasets import ROOT, data_file
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.io import read_density
@@ -129,6 +131,34 @@ def _schedule(
             cluster.close()
 
 
+def _check_space(out: Path, settings: FeatureSettings) -> None:
+    """Refuse to go on where the disk is nearly full: HDF5 would crash and leave a damaged file."""
+    if shutil.disk_usage(out.parent).free < 16 * settings.size**3 + 2**20:
+        raise EcdError(out, "no disk space left", "Free some and run the same again: it goes on where it stopped.")
+
+
+def _resume(partial: Path, settings: FeatureSettings) -> set[str]:
+    """Sources that an interrupted run has left in ``partial``; the file is made if it is not there."""
+    label, shape = json.dumps(asdict(settings)), (settings.size,) * 3
+    if not partial.exists():
+        with h5py.File(partial, "w") as h:
+            h.attrs["settings"] = label
+            h.create_dataset("features", (0, *shape), "f4", maxshape=(None, *shape), chunks=(1, *shape))
+            for key in ("source", "report"):
+                h.create_dataset(key, (0,), h5py.string_dtype(), maxshape=(None,))
+    try:
+        with h5py.File(partial) as h:
+            found, done = h.attrs["settings"], set(h["source"].asstr()[:])
+    except BlockingIOError as error:
+        raise EcdError(partial, "is being written by another run", "Wait for it, or choose another file.") from error
+    except (OSError, KeyError) as error:
+        remedy = "Remove it and run again."
+        raise EcdError(partial, "is left from an interrupted run and damaged", remedy) from error
+    if found != label:
+        raise EcdError(partial, "holds an interrupted run of other settings", "Remove it, or use its settings.")
+    return done
+
+
 def featurize_collection(
     sources: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -154,53 +184,51 @@ def featurize_collection(
         One row per source (see :func:`featurize`), with a column ``error`` that is empty where all went well.
 
     Raises:
-        EcdError: no usable source at all, an ``out.partial`` of other settings, or no answer from the scheduler.
+        EcdError: no usable source at all, an ``out.partial`` of other settings or sources, no disk space, or no
+            answer from the scheduler.
     """
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
-    todo = expand_sources(sources)
-    label = json.dumps(asdict(settings))
+    todo = list(dict.fromkeys(expand_sources(sources)))
     failed: list[dict[str, Any]] = []
-    shape = (settings.size,) * 3
-    if partial.is_file() and not h5py.is_hdf5(partial):
-        raise EcdError(partial, "is left from an interrupted run and damaged", "Remove it and run again.")
+    kept = int(partial.exists())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial, "a") as h:
-            if "settings" not in h.attrs:
-                h.attrs["settings"] = label
-                h.create_dataset("features", (0, *shape), "f4", maxshape=(None, *shape), chunks=(1, *shape))
-                for key in ("source", "report"):
-                    h.create_dataset(key, (0,), h5py.string_dtype(), maxshape=(None,))
-            elif h.attrs["settings"] != label:
-                raise EcdError(partial, "holds an interrupted run of other settings", "Remove it, or use its settings.")
-            done = set(h["source"].asstr()[:])
-            rest = [s for s in todo if s not in done]
-            workers = workers or os.cpu_count() or 1
-            per_chunk = max(1, min(16, len(rest) // (4 * workers)))
-            chunks = [rest[i : i + per_chunk] for i in range(0, len(rest), per_chunk)]
-            bar = tqdm(
-                total=len(todo), initial=len(todo) - len(rest), unit="density", desc="Featurizing", disable=not progress
-            )
-            with bar:
-                for results in _schedule(chunks, settings, scheduler, workers):
-                    for source, features, row in results:
-                        if features is None:
-                            failed.append(row)
-                            continue
-                        n = len(h["source"])
-                        for key, value in (("features", features), ("source", source), ("report", json.dumps(row))):
-                            h[key].resize(n + 1, axis=0)
-                            h[key][n] = value
-                    h.flush()
-                    bar.update(len(results))
+        _check_space(out, settings)
+        done = _resume(partial, settings)
+        if done - set(todo):
+            raise EcdError(partial, "holds an interrupted run of other sources", "Remove it, or give its sources too.")
+        kept = len(done)
+        rest = [s for s in todo if s not in done]
+        workers = workers or os.cpu_count() or 1
+        per_chunk = max(1, min(16, len(rest) // (4 * workers)))
+        chunks = [rest[i : i + per_chunk] for i in range(0, len(rest), per_chunk)]
+        bar = tqdm(
+            total=len(todo), initial=len(todo) - len(rest), unit="density", desc="Featurizing", disable=not progress
+        )
+        with h5py.File(partial, "a") as h, bar:
+            for results in _schedule(chunks, settings, scheduler, workers):
+                for source, features, row in results:
+                    if features is None:
+                        failed.append(row)
+                        continue
+                    _check_space(out, settings)
+                    for key, value in (("features", features), ("report", json.dumps(row)), ("source", source)):
+                        h[key].resize(kept + 1, axis=0)
+                        h[key][kept] = value
+                    kept += 1
+                h.flush()
+                bar.update(len(results))
             rows = [json.loads(text) for text in h["report"].asstr()[:]]
+        if not rows:
+            problem = failed[0]["error"] if failed else "Give at least one density."
+            raise EcdError(failed[0]["name"] if failed else out, "no usable density", problem)
+        os.replace(partial, out)
     except OSError as error:
         raise EcdError(out, f"cannot be written ({error})", "Free disk space or choose another folder.") from error
-    if not rows:
-        partial.unlink()
-        raise EcdError(failed[0]["name"] if failed else out, "no usable density", failed[0]["error"] if failed else "")
-    os.replace(partial, out)
+    finally:
+        if not kept:
+            partial.unlink(missing_ok=True)
     table = pd.DataFrame(rows + failed).assign(error=lambda t: t["error"].fillna("") if "error" in t else "")
     return table.set_index("name")
 
@@ -220,36 +248,40 @@ def load_features(path: str | os.PathLike[str]) -> tuple[Floats, pd.DataFrame, F
 
 
 def bundled_features(
-    settings: FeatureSettings = FeatureSettings(), cache: Path | None = None
+    settings: FeatureSettings = FeatureSettings(), names: Sequence[str] | None = None
 ) -> tuple[Floats, pd.DataFrame]:
-    """Features of all bundled crystals, reduced to the values that are distinct under m-3m.
+    """Features of bundled crystals, reduced to the values that are distinct under m-3m.
 
-    Computed once for each settings, data and code (``_build/cache``), then read.
+    Computed once for each settings, names, data and code (``_build/cache``), then read.
+
+    Args:
+        names: crystals wanted; by default all 988.
 
     Returns:
-        ``(988, k)`` values (see :func:`ecdlib.correlations.cubic_average`) and the report, both in the stores' order.
+        ``(n, k)`` values (see :func:`ecdlib.correlations.cubic_average`) and the report, in the order of the names
+        (of the stores, if none are given).
     """
-    from ecdlib.correlations import cubic_average
-    from ecdlib.datasets import ROOT, data_file
-
-    modules = ("density", "store", "preprocess", "correlations", "features")
     stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
+    sources = {source.split("::")[1]: source for source in expand_sources(stores)}
+    names = [n for path in stores for n in DensityStore(path).names] if names is None else list(names)
+    modules = ("density", "store", "preprocess", "correlations", "features")
     files = [*(Path(__file__).with_name(f"{m}.py") for m in modules), *stores]
-    key = hashlib.sha256("".join([*map(sha256, files), json.dumps(asdict(settings))]).encode()).hexdigest()[:16]
-    folder = cache or ROOT / "_build" / "cache"
+    key = hashlib.sha256(json.dumps([*map(sha256, files), asdict(settings), names]).encode()).hexdigest()[:16]
+    folder = ROOT / "_build" / "cache"
     cached, full = folder / f"features-{key}.npz", folder / f"features-{key}.h5"
     if not cached.is_file():
-        table = featurize_collection(stores, full, settings)
+        table = featurize_collection([s for n, s in sources.items() if n in set(names)], full, settings)
         bad = table.index[table["error"] != ""]
         if len(bad):
             raise EcdError(bad[0], "a bundled density could not be featurized", str(table["error"][bad[0]]))
         with h5py.File(full) as h:
             reduced = np.stack([cubic_average(features) for features in h["features"]])
             report = pd.DataFrame([json.loads(text) for text in h["report"].asstr()[:]])
-        position = {name: i for i, name in enumerate(n for s in stores for n in DensityStore(s).names)}
-        order = np.argsort([position[name] for name in report["name"]])
+        order = pd.Index(report["name"]).get_indexer(names)
         with atomic_write(cached) as temporary, open(temporary, "wb") as f:
-            np.savez(f, features=reduced[order], report=report.iloc[order].to_json(orient="records"))
+            np.savez(
+                f, features=reduced[order], report=report.iloc[order].to_json(orient="records", double_precision=15)
+            )
         full.unlink()
     with np.load(cached, allow_pickle=False) as z:
         report = pd.DataFrame(json.loads(str(z["report"]))).set_index("name")

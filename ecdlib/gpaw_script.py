@@ -91,9 +91,6 @@ def say(**line: Any) -> None:
 
 def compute(poscar: str, out: str) -> dict[str, Any]:
     """Compute the crystal in ``poscar``, write ``out`` (.npz), return what a caller wants to know of it."""
-    import gpaw  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    from gpaw import GPAW, PW, MarzariVanderbilt, Mixer, MixerSum
-
     try:
         given: Any = read(poscar, format="vasp")
         if not (len(given) and abs(given.get_volume()) > 1e-3):
@@ -104,6 +101,10 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
             "Write it in VASP 5 format, with the line of element symbols above the line of atom counts.",
         ) from error
     atoms, spacegroup = primitive(given)
+
+    import gpaw
+    from gpaw import GPAW, PW, MarzariVanderbilt, Mixer, MixerSum
+    from gpaw.utilities import AtomsTooClose
 
     spin = any(s in MOMENTS for s in atoms.symbols)
     if spin:
@@ -127,6 +128,8 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
             "Check the lattice and the positions. The recipe is fixed, so that densities compare; for a crystal that "
             "does not converge with it, read the CHGCAR or cube file of another calculation.",
         ) from error
+    except AtomsTooClose as error:
+        raise Failure(str(error).rstrip("."), "Check the positions and the scale of the lattice (Å).") from error
     except FileNotFoundError as error:
         missing = re.search(r'PAW dataset file "([A-Z][a-z]?)\.', str(error))
         if missing is None:

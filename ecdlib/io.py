@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
-import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +24,7 @@ from ase.io.cube import write_cube as ase_write_cube
 from ase.units import Bohr
 from pymatgen.core import Element
 from pymatgen.io.vasp import Chgcar
+from pymatgen.io.vasp.inputs import BadPoscarWarning
 
 from ecdlib.datasets import load_density
 from ecdlib.density import ChargeDensity, VaspBlocks
@@ -49,7 +50,7 @@ def _plain(path: Path) -> Iterator[Path]:
         try:
             with _OPEN[path.suffix](path) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink)
-        except (EOFError, lzma.LZMAError, OSError) as error:
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk, not the file
                 raise EcdError(path, f"cannot be unpacked ({error})", "Free space in the temporary folder.") from error
             raise EcdError(path, "the compressed file is damaged or cut off", "Copy it again.") from error
@@ -77,6 +78,24 @@ def check_electrons(density: ChargeDensity) -> ChargeDensity:
     return density
 
 
+def _numbers_of_first_block(path: Path) -> int:
+    """Numbers (with a decimal point) that follow the grid of a CHGCAR; with spin those of the moments, too."""
+    with open(path, "rb") as f:
+        f.readline()  # the comment may be empty
+        while f.readline().strip():
+            pass
+        while not f.readline().strip():  # the grid itself
+            pass
+        count = 0
+        for line in f:
+            if b"." not in line and line.strip():  # the next block's grid
+                break
+            if line.startswith(b"augmentation"):
+                break
+            count += line.count(b".")
+    return count
+
+
 def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     """Read a VASP CHGCAR (plain, .gz, .bz2 or .xz; non-spin, collinear, non-collinear), parsed by pymatgen.
 
@@ -88,13 +107,18 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     path = Path(path)
     with _plain(path) as plain, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen's remarks on POSCAR style
+        warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would call them H, He, Li
         try:
             chgcar = Chgcar.from_file(str(plain))
+        except BadPoscarWarning as error:
+            remedy = "Write their symbols into the line above the numbers of atoms."
+            raise EcdError(path, "unknown species: the header names no elements", remedy) from error
         except Exception as error:  # pymatgen raises many kinds; each means the same to the user
             detail = re.sub(r"\s+", " ", str(error))[:120]
             raise EcdError(
                 path, f"is not a complete CHGCAR ({detail})", "Copy it again, or let VASP finish writing it."
             ) from error
+        numbers = _numbers_of_first_block(plain)
     shapes = {np.shape(block) for block in chgcar.data.values()}
     if len(shapes) > 1:
         raise EcdError(path, f"blocks of different grids {sorted(shapes)}", "Write the file again with one NGXF grid.")
@@ -109,6 +133,9 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
         convention,
         (f"read {path.name}",),
     )
+    if numbers > density.values.size and numbers != density.values.size + len(structure):  # pymatgen skips the rest
+        what = f"holds {numbers} numbers for a grid of {'x'.join(map(str, density.shape))}"
+        raise EcdError(path, what, "Correct the grid in the line below the atoms, or copy the file again.")
     return replace(density, vasp=blocks)
 
 
@@ -135,14 +162,14 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
         try:
             with open(plain) as f:
                 cube = read_cube(f)
-        except (ValueError, IndexError, UnicodeDecodeError) as error:
+            atoms, species = cube["atoms"], tuple(cube["atoms"].symbols)
+            positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
+        except (ValueError, IndexError, np.linalg.LinAlgError) as error:
             raise EcdError(path, "is not a complete cube file", "Copy it again, or write it again.") from error
-    atoms = cube["atoms"]
-    positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
     return ChargeDensity(
         np.asarray(cube["data"]) / Bohr**3,
         atoms.cell[:],
-        tuple(atoms.symbols),
+        species,
         positions,
         path.name,
         convention,
@@ -157,15 +184,17 @@ def read_npz(path: Source) -> ChargeDensity:
         EcdError: missing or damaged file, or keys other than rho, cell, positions, numbers.
     """
     path = Path(path)
-    try:
-        with _plain(path) as plain, np.load(plain, allow_pickle=False) as z:
-            data = {key: z[key] for key in ("rho", "cell", "positions", "numbers")}
-            convention = str(z["convention"]) or None if "convention" in z else None
-    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise EcdError(path, "is not a density .npz", "It needs the arrays rho, cell, positions, numbers.") from error
-    species = tuple(Element.from_Z(int(n)).symbol for n in data["numbers"])
-    history = (f"read {path.name}",)
-    return ChargeDensity(data["rho"], data["cell"], species, data["positions"], path.name, convention, history)
+    with _plain(path) as plain:
+        try:
+            with np.load(plain, allow_pickle=False) as z:
+                values, numbers = z["rho"], z["numbers"]
+                cell, positions = z["cell"].astype(np.float64), z["positions"].astype(np.float64)
+                convention = str(z["convention"]) or None if "convention" in z else None
+            species = tuple(Element.from_Z(int(n)).symbol for n in numbers)
+        except Exception as error:  # numpy, zipfile and zlib raise many kinds; each means the same to the user
+            remedy = "It needs the arrays rho, cell, positions, numbers; if it had them, copy it again."
+            raise EcdError(path, "is not a density .npz", remedy) from error
+    return ChargeDensity(values, cell, species, positions, path.name, convention, (f"read {path.name}",))
 
 
 def read_density(source: Source) -> ChargeDensity:
@@ -185,14 +214,16 @@ def read_density(source: Source) -> ChargeDensity:
     path = Path(text)
     if not path.exists() and re.fullmatch(r"[A-Za-z0-9().]+_\d+", text):
         return load_density(text)
+    if path.suffix == ".h5" and path.is_file():
+        raise EcdError(path, "is a store of several crystals", f"Name one: {path}::NAME")
     stem = path.stem if path.suffix in _OPEN else path.name
-    if stem.endswith(".npz"):
-        density = read_npz(path)
-    elif stem.endswith((".cube", ".cub")):
-        density = read_cube_density(path)
-    else:
-        density = read_chgcar(path)
-    return check_electrons(density)
+    readers: dict[str, Any] = {".npz": read_npz, ".cube": read_cube_density, ".cub": read_cube_density}
+    try:
+        return check_electrons(readers.get(Path(stem).suffix, read_chgcar)(path))
+    except EcdError as error:
+        if error.source != path.name:
+            raise
+        raise EcdError(path, error.problem, error.remedy) from error  # many folders hold a CHGCAR: the whole path
 
 
 def write_chgcar(density: ChargeDensity, path: Source) -> None:
@@ -209,6 +240,7 @@ def write_chgcar(density: ChargeDensity, path: Source) -> None:
     structure = density.structure
     structure = type(structure).from_sites([structure[int(i)] for i in order])
     data: dict[str, Any] = {"total": np.asarray(density.values, dtype=np.float64) * density.volume, **blocks.spin}
+    data["total"] = data["total"] + 0.0  # pymatgen cannot write -0.0
     with atomic_write(path) as temporary:
         Chgcar(structure, data, data_aug=blocks.augmentation or None).write_file(str(temporary))
 

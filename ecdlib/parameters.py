@@ -14,16 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecdlib.errors import EcdError
 
-Profile = Literal["quick", "full"]
+Profile = Literal["tiny", "quick", "full"]
 
 
 class Parameters(BaseModel):
-    """Base of all schemas. The defaults are the ``quick`` preset; ``full`` holds what the papers' settings change."""
+    """Base of all schemas. The defaults are the ``quick`` preset; ``full`` holds what the papers' settings change,
+    ``tiny`` what makes a run fit into the tests (its results mean nothing)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     full: ClassVar[dict[str, Any]] = {}
+    tiny: ClassVar[dict[str, Any]] = {}
 
-    profile: Profile = Field("quick", description="preset these values started from: quick (2 cores, minutes) or full")
+    profile: Profile = Field("quick", description="preset these values started from")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where torch models run")
     seed: int = Field(0, ge=0, description="of every random choice")
 
@@ -31,29 +33,37 @@ class Parameters(BaseModel):
 class DatasetParameters(Parameters):
     """The dataset: what is in it, beside the paper's."""
 
+    tiny: ClassVar[dict[str, Any]] = {"sample": 2}
+
     bins: int = Field(30, ge=5, le=200, description="bins of the histograms")
+    sample: int = Field(10, ge=1, le=100, description="crystals written as CHGCAR to compare file sizes")
 
 
 class PreprocessingParameters(Parameters):
     """From the primitive to the conventional cell, and no negative charge."""
 
+    tiny: ClassVar[dict[str, Any]] = {"crystals": 40}
+
     fcc_example: str = Field("NaCl_225", description="crystal shown for the change of cell")
     negative_example: str = Field("BaTiO3_221", description="crystal shown for the negative charge")
-    trilinear_crystals: int = Field(
-        0, ge=0, description="crystals converted by the paper's trilinear route for the comparison; 0: all"
-    )
+    crystals: int = Field(0, ge=0, description="random subset of all bundled crystals; 0: all")
 
 
 class FeaturesParameters(Parameters):
     """Autocorrelations on the standard grid."""
 
+    tiny: ClassVar[dict[str, Any]] = {"sample": 3}
+
     example: str = Field("Fe3SnC_221", description="crystal shown")
     size: int = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
+    sample: int = Field(40, ge=2, le=892, description="crystals on which the order of interpolation is compared")
 
 
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
+
+    tiny: ClassVar[dict[str, Any]] = {"size": 21, "n_components": 10, "folds": 3, "crystals": 60}
 
     size: int = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
@@ -89,7 +99,7 @@ def resolve(notebook: str, given: Mapping[str, Any], profile: Profile = "quick")
         EcdError: an unknown name, or a value of the wrong type or out of range.
     """
     kind = schema(notebook)
-    preset = {"profile": profile} | (kind.full if profile == "full" else {})
+    preset = {"profile": profile} | {"full": kind.full, "tiny": kind.tiny}.get(profile, {})
     try:
         return kind(**{**preset, **given})
     except ValidationError as error:
@@ -111,7 +121,7 @@ def changed(notebook: str, parameters: Parameters) -> dict[str, Any]:
 
 def slug(notebook: str, parameters: Parameters) -> str:
     """Name of a run and its page: the notebook's, then the profile if it is not ``quick``, then what was changed."""
-    parts = [notebook] + (["full"] if parameters.profile == "full" else [])
+    parts = [notebook] + ([parameters.profile] if parameters.profile != "quick" else [])
     parts += [f"{key}-{value}" for key, value in changed(notebook, parameters).items()]
     return "--".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
 

@@ -55,7 +55,7 @@ def _edges(lattice: Floats) -> Floats:
     return np.array(lines)
 
 
-def mesh(values: Floats, level: float, lattice: Floats, origin: Floats, periodic: bool, budget: int = 40) -> Any:
+def mesh(values: Floats, level: float, lattice: Floats, origin: Floats, periodic: bool, budget: int = 26) -> Any:
     """Isosurface as vertices (Å) and triangles, on at most ``budget`` voxels along each axis.
 
     Args:
@@ -80,9 +80,10 @@ def _surface(vertices: Floats, faces: Any, colour: str, opacity: float, name: st
 
 
 def _scene(figure: go.Figure) -> go.Figure:
-    axis = {"showbackground": False, "title": {"text": ""}, "showspikes": False}
+    axis = {"visible": False}
+    camera = {"eye": {"x": 1.5, "y": 0.75, "z": 0.55}}
     return figure.update_layout(
-        scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis},
+        scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis, "camera": camera},
         margin={"l": 0, "r": 0, "t": 10, "b": 0},
         height=430,
         legend={"x": 0, "y": 1},

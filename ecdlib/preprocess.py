@@ -172,7 +172,8 @@ def compare_conversions(density: ChargeDensity) -> dict[str, Any]:
 
     Returns:
         ``converted`` (False if the cell is conventional already); electrons per input cell, peak and minimum (e/Å³)
-        before and for each route; and ``rms_trilinear``, the trilinear field's deviation from the exact one in units of the density's own.
+        before and for each route; and ``rms_trilinear``,
+        the trilinear field's deviation from the exact one in units of the density's own.
     """
     row: dict[str, Any] = {
         "name": density.name,

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import nbformat
 from IPython.display import HTML, display
@@ -171,6 +171,8 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
     key, started = cache_key(notebook, values), time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("ECD_RUN_FOLDER")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # a line now and then in a log
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".running-") as name:
         folder = Path(name)
         os.environ["ECD_RUN_FOLDER"] = name
@@ -182,7 +184,8 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
                 kernel_name=kernel,
                 cwd=str(ROOT),
                 progress_bar={"desc": target.name} if sys.stderr.isatty() else False,
-                stderr_file=sys.stderr if hasattr(sys.stderr, "fileno") else None,
+                stderr_file=sys.stderr,  # progress bars of the notebook
+                extra_arguments=["--log-level=ERROR"],  # no remark on how the kernel talks to us
             )
         except NoSuchKernel as error:
             raise EcdError(f"kernel {kernel}", "no such Jupyter kernel", "See `jupyter kernelspec list`.") from error
@@ -232,7 +235,7 @@ def current_scoreboard() -> list[dict[str, Any]]:
     A payload of sources that have changed since carries ``stale: true``.
     """
     originals = [run for run in finished_runs() if not parameters.changed(run[0], run[1])]
-    originals.sort(key=lambda run: run[1].profile == "full")
+    originals.sort(key=lambda run: get_args(parameters.Profile).index(run[1].profile))
     rows = artifacts.scoreboard([run[2] / "results" for run in originals], covered_artifacts())
     current = {(run[0], run[1].profile): run[3] for run in originals}
     for row in rows:

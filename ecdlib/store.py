@@ -22,6 +22,7 @@ File attributes: ``method`` (how computed) and ``convention`` (whose valence ele
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -113,6 +114,24 @@ def symmetry_reduce(density: ChargeDensity, tolerance: float = 1e-4) -> tuple[In
     return rotations, translations, values, error
 
 
+_SEAL = 512  # bytes before the HDF5 part: SHA-256 of all that follows
+
+
+def _seal(digest: str) -> bytes:
+    return digest.encode().ljust(_SEAL, b"\0")
+
+
+@lru_cache(maxsize=64)
+def _intact(path: Path, size: int, modified: int) -> bool:
+    """Whether a store is as it was written (HDF5 may hang on a damaged one).
+
+    The bundled stores have no seal: their hash stands in the manifest.
+    """
+    with open(path, "rb") as f:
+        head = f.read(_SEAL)
+        return head.startswith(b"\x89HDF") or head == _seal(hashlib.file_digest(f, "sha256").hexdigest())
+
+
 class DensityStore:
     """Read access to a symmetry-reduced store; indexing by name gives a :class:`ChargeDensity`.
 
@@ -132,6 +151,9 @@ class DensityStore:
         if not self.path.is_file():
             raise EcdError(self.path, "no such store", "Give the path of an .h5 file written by this library.")
         try:
+            stat = self.path.stat()
+            if not _intact(self.path, stat.st_size, stat.st_mtime_ns):
+                raise ValueError("checksum")
             with h5py.File(self.path) as h:
                 grid, cell = h["grid"][:], h["cell"][:]
                 self._offsets = {key: h[f"{key}_offset"][:] for key in ("atom", "op", "value")}
@@ -248,7 +270,8 @@ def write_store(
     if not report:
         raise EcdError(path, "nothing to write", "Give at least one density.")
     names = scalars["name"]
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as h:
+    image = io.BytesIO()  # HDF5 itself crashes where a disk is full
+    with h5py.File(image, "w", userblock_size=_SEAL) as h:
         for key in ("name", "formula"):
             h.create_dataset(key, data=scalars[key], dtype=h5py.string_dtype())
         for key, dtype in (("spacegroup", "i4"), ("cell", "f8"), ("grid", "i4"), ("n_electrons", "i4")):
@@ -261,6 +284,10 @@ def write_store(
             h.create_dataset(key, data=np.concatenate(arrays), compression="gzip", compression_opts=9, shuffle=True)
         h.attrs["convention"] = conventions.pop()
         h.attrs["method"] = method
+    content = image.getbuffer()[_SEAL:]
+    with atomic_write(path) as temporary, open(temporary, "wb") as f:
+        f.write(_seal(hashlib.sha256(content).hexdigest()))
+        f.write(content)
     return pd.DataFrame(report, columns=["name", "voxels", "stored", "error"]).set_index("name")
 
 

@@ -93,7 +93,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def jarvis(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """figshare with an index as jarvis-tools knows it: JVASP-1 and -2 have a CHGCAR, JVASP-3 has none."""
-    from jarvis.db import figshare  # type: ignore[import-untyped]
+    from jarvis.db import figshare
 
     archives = {
         "/files/11": zipped(POSCAR=b"x", INCAR=b"x"),
@@ -129,8 +129,11 @@ def test_jarvis_chgcar_is_found_in_the_archives_and_recorded(jarvis: Server, tmp
     assert gzip.decompress(path.read_bytes()) == CHGCAR
     assert read_density(path).n_electrons == pytest.approx(1, abs=1e-3)
     entry = manifest(path.parent)[path.name]
-    assert entry["source"] == "JARVIS-DFT" and entry["id"] == "JVASP-1" and entry["url"] == f"{jarvis.url}/files/12"
-    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and entry["bytes"] == path.stat().st_size
+    assert entry["source"] == "JARVIS-DFT"
+    assert entry["id"] == "JVASP-1"
+    assert entry["url"] == f"{jarvis.url}/files/12"
+    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert entry["bytes"] == path.stat().st_size
     assert entry["download_sha256"] == hashlib.sha256(jarvis.pages["/files/12"][1]).hexdigest()
     assert entry["date"].startswith("20")
     assert sorted(os.listdir(path.parent)) == [path.name, "jarvis-raw-files.zip", "manifest.json"]
