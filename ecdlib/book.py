@@ -148,10 +148,8 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if row["paper"] == paper]
         counts = Counter(row["verdict"] for row in own)
         text += [f"## {title}", "", f"{len(own)} artifacts: {', '.join(f'{n} {v}' for v, n in counts.items())}.", ""]
-        text += ["<table class='ecd-scoreboard'><thead><tr>"]
-        text += [f"<th>{h}</th>" for h in ("artifact", "reported", "here", "verdict", "made by")] + [
-            "</tr></thead><tbody>"
-        ]
+        heads = "".join(f"<th>{h}</th>" for h in ("artifact", "reported", "here", "verdict", "made by"))
+        text += [f"<table class='ecd-scoreboard'><thead><tr>{heads}</tr></thead><tbody>"]
         for row in own:
             made = row["provenance"]
             failed = [name for name, held in row["checks"].items() if not held]
@@ -163,10 +161,9 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
             if made:
                 data = ", ".join(f"{name} {digest}" for name, digest in made["data"].items() if name.endswith(".h5"))
                 versions = ", ".join(f"{name} {v}" for name, v in made["versions"].items())
-                facts = (
-                    f"{made['parameters']['profile']} profile, seed {made['parameters']['seed']}; {made['device']}, "
-                )
-                facts += f"{made['seconds']} s, {made['date']}; commit {made['commit']}; {data}; {versions}"
+                facts = f"{made['parameters']['profile']} profile, seed {made['parameters']['seed']}; "
+                facts += f"{made['device']}, {made['seconds']} s, {made['date']}; commit {made['commit']}; "
+                facts += f"{data}; {versions}"
                 by = f"<a href='{made['notebook']}.html'>{made['notebook']}</a>"
                 by += f"<details><summary>provenance</summary>{html.escape(facts)}</details>"
             tolerance = f"<br><small>tolerance {row['tolerance']:.3g}</small>" if row["tolerance"] is not None else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Element, Lattice, Structure
 
@@ -128,10 +129,20 @@ class ChargeDensity:
         """Atomic number of each atom."""
         return [Element(s).Z for s in self.species]
 
-    @property
-    def spglib_cell(self) -> Any:
-        """The crystal as spglib takes it: lattice, positions, numbers."""
-        return self.lattice, self.positions, self.numbers
+    def symmetry(self, symprec: float) -> Any:
+        """spglib's symmetry dataset of the atoms; None if there are no atoms or no symmetry is found.
+
+        Args:
+            symprec: tolerance in Å.
+        """
+        if not self.species:
+            return None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
+            try:
+                return spglib.get_symmetry_dataset((self.lattice, self.positions, self.numbers), symprec=symprec)
+            except spglib.SpglibError:
+                return None
 
     @property
     def structure(self) -> Structure:

@@ -109,7 +109,7 @@ def resolve(notebook: str, given: Mapping[str, Any], profile: Profile = "quick")
             problem, remedy = f"unknown parameter '{name}'", f"Parameters are: {', '.join(kind.model_fields)}."
         else:
             problem = f"parameter {name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-            remedy = f"{name} is {kind.model_fields[name].description} (default {kind.model_fields[name].default!r})."
+            remedy = f"It means: {kind.model_fields[name].description} (default {kind.model_fields[name].default!r})."
         raise EcdError(f"notebook '{notebook}'", problem, remedy) from error
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import scipy.fft
 import SimpleITK as sitk
-import spglib
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_array
@@ -31,7 +30,7 @@ def conventional_cell(density: ChargeDensity, symprec: float = 1e-2) -> tuple[Fl
     Raises:
         EcdError: no symmetry found (atoms on top of each other).
     """
-    found = spglib.get_symmetry_dataset(density.spglib_cell, symprec=symprec)
+    found = density.symmetry(symprec)
     if found is None:
         raise EcdError(density.name, "no crystal symmetry found", "Check the atomic positions: do two coincide?")
     T = np.linalg.inv(found.transformation_matrix).T
@@ -182,7 +181,7 @@ def compare_conversions(density: ChargeDensity) -> dict[str, Any]:
         "minimum": float(density.values.min()),
     }
     exact = to_conventional(density)
-    row["converted"] = exact.shape != density.shape
+    row["converted"] = not np.array_equal(conventional_cell(density)[0], np.eye(3))
     trilinear = to_conventional(density, "trilinear", exact.shape) if row["converted"] else exact
     for route, result in (("fourier", exact), ("trilinear", trilinear)):
         row[f"electrons_{route}"] = result.n_electrons * density.volume / result.volume

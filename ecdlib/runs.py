@@ -117,11 +117,12 @@ def notebook_path(notebook: str) -> Path:
 
 def covered_artifacts() -> dict[str, str]:
     """Artifact id -> notebook, for all that the notebooks record."""
-    return {
-        artifact_id: notebook
-        for notebook in parameters.NOTEBOOKS
-        for artifact_id in re.findall(r'run\.record\(\s*\\?"([a-z0-9A-Z-]+)', notebook_path(notebook).read_text())
-    }
+    found: dict[str, str] = {}
+    for notebook in parameters.NOTEBOOKS:
+        cells = nbformat.read(notebook_path(notebook), as_version=4).cells
+        source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        found |= dict.fromkeys(re.findall(r'run\.record\(\s*"([^"]+)"', source), notebook)
+    return found
 
 
 def cache_key(notebook: str, values: Parameters) -> str:

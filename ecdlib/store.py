@@ -32,7 +32,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Element
 
@@ -98,11 +97,11 @@ def symmetry_reduce(density: ChargeDensity, tolerance: float = 1e-4) -> tuple[In
         rotations ``(ops, 3, 3)``, translations ``(ops, 3)``, values (e/Å³) and the largest error made, as a
         fraction of the peak.
     """
-    found = spglib.get_symmetry(density.spglib_cell, symprec=1e-3) if density.species else None
+    found = density.symmetry(1e-3)
     identity = (np.eye(3, dtype=np.int8)[None], np.zeros((1, 3)))
     flat = density.values.ravel()
     peak = float(np.abs(flat).max())
-    candidates = [identity] if found is None else [(found["rotations"], found["translations"]), identity]
+    candidates = [identity] if found is None else [(found.rotations, found.translations), identity]
     for rotations, translations in candidates:
         orbit, first = voxel_orbits(rotations, translations, density.shape)
         values = flat[first]
@@ -245,7 +244,7 @@ def write_store(
         if density.name in scalars["name"]:
             raise EcdError(density.name, "two entries of this name", "Give each density a name of its own.")
         rotations, translations, values, error = symmetry_reduce(density, tolerance)
-        found = spglib.get_symmetry_dataset(density.spglib_cell, symprec=1e-3) if density.species else None
+        found = density.symmetry(1e-3)
         for key, scalar in (
             ("name", density.name),
             ("formula", density.formula),

@@ -1,7 +1,7 @@
 """Benchmark (not a test): a density of 80^3 voxels to its 51^3 features, against what one would use instead.
 
-All on one core, in one run: ``make bench``. Each peer gets the autocorrelation (or its Fourier coefficients) and fills the
-same grid; the time includes that. Prints a table and writes ``_build/bench.json``.
+All on one core, in one run: ``make bench``. Each peer gets the autocorrelation (or its Fourier coefficients) and fills
+the same grid; the time includes that. Prints a table and writes ``_build/bench.json``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def main() -> None:
     rows.append((f"direct sum (from {len(few)} of {len(POINTS)} points)", whole, float(difference)))
     ours = rows[0][1]
     print(
-        f"{'80^3 -> 51^3 at 0.2 Å, one core':38s} {'seconds':>10s} {'crystals/s':>11s} {'ratio':>9s} {'largest error':>14s}"
+        f"{'80^3 -> 51^3 at 0.2 Å, one core':38s}"
+        f" {'seconds':>10s} {'crystals/s':>11s} {'ratio':>9s} {'largest error':>14s}"
     )
     for name, t, error in rows:
         print(f"{name:38s} {t:10.4f} {1 / t:11.3g} {t / ours:9.3g} {error:14.1e}")
