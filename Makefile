@@ -2,8 +2,8 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= quick
-# cpu (default), or 'auto' for the CUDA build that fits this machine's driver: make env TORCH=auto
-TORCH   ?= cpu
+# cpu, or 'auto' for the CUDA build that fits this machine's driver (make env TORCH=auto); the last choice is kept
+TORCH   ?= $(shell cat $(VENV)/.torch 2>/dev/null || echo cpu)
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ready-$(TORCH)
 export PYTHONUNBUFFERED = 1
@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --progress-bar off --no-deps -r requirements.lock | grep --line-buffered -E '^(Downloading|Installing|Successfully)' | cut -c1-100
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
-	@rm -f $(VENV)/.ready-*; touch $@
+	@rm -f $(VENV)/.ready-*; echo $(TORCH) > $(VENV)/.torch; touch $@
 
 book: env ## execute the notebooks (PROFILE=quick or full) and build the HTML
 	$(BIN)/ecd book --profile $(PROFILE)

@@ -6,6 +6,7 @@ Interactive figures are small (decimated isosurface meshes, never a volume) and 
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,8 +134,13 @@ def correlation_figure(features: Floats, voxel: float, levels: Sequence[float]) 
     return _scene(figure)
 
 
-def interactive(figure: go.Figure, alt: str) -> HTML:
-    """The figure as HTML that uses the book's own copy of plotly.js; ``alt`` describes it to who cannot see it."""
+def interactive(figure: go.Figure, alt: str) -> HTML | go.Figure:
+    """The figure as HTML that uses the book's own copy of plotly.js; ``alt`` describes it to who cannot see it.
+
+    In a live Jupyter session, the figure itself.
+    """
+    if "ECD_RUN_FOLDER" not in os.environ:
+        return figure
     body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     return HTML(f'<div class="ecd-interactive" role="img" aria-label="{html.escape(alt, quote=True)}">{body}</div>')
 

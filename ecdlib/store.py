@@ -156,7 +156,7 @@ class DensityStore:
             with h5py.File(self.path) as h:
                 grid, cell = h["grid"][:], h["cell"][:]
                 self._offsets = {key: h[f"{key}_offset"][:] for key in ("atom", "op", "value")}
-                self.convention: str | None = h.attrs.get("convention")
+                self.convention: str | None = h.attrs.get("convention") or None
                 self.method: str | None = h.attrs.get("method")
                 #: One row per crystal: formula, spacegroup, n_atoms, grid, volume (Å³), n_electrons, energy (eV per
                 #: cell), magnetic_moment; indexed by name.
