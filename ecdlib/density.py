@@ -140,7 +140,8 @@ class ChargeDensity:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
             try:
-                return spglib.get_symmetry_dataset((self.lattice, self.positions, self.numbers), symprec=symprec)
+                cell: Any = (self.lattice, self.positions, self.numbers)
+                return spglib.get_symmetry_dataset(cell, symprec=symprec)
             except spglib.SpglibError:
                 return None
 

@@ -82,7 +82,7 @@ def _surface(vertices: Floats, faces: Any, colour: str, opacity: float, name: st
 
 def _scene(figure: go.Figure) -> go.Figure:
     axis = {"visible": False}
-    camera = {"eye": {"x": 1.5, "y": 0.75, "z": 0.55}}
+    camera = {"eye": {"x": 1.9, "y": 0.95, "z": 0.7}}
     return figure.update_layout(
         scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis, "camera": camera},
         margin={"l": 0, "r": 0, "t": 10, "b": 0},

@@ -1,0 +1,318 @@
+"""From files to features: collections, in parallel, resumable, with bad files among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from distributed import LocalCluster
+
+from ecdlib import cli, features
+from ecdlib.correlations import cubic_average, standardized_autocorrelation
+from ecdlib.datasets import data_folder, load_densities, load_density
+from ecdlib.errors import EcdError
+from ecdlib.features import (
+    FeatureSettings,
+    bundled_features,
+    expand_sources,
+    featurize,
+    featurize_collection,
+    load_features,
+)
+from ecdlib.io import read_density, write_npz
+from ecdlib.preprocess import redistribute_negative_charge, to_conventional
+from ecdlib.store import write_store
+
+SMALL = FeatureSettings(size=5, voxel=1.0)
+NAMES = ["LiH_225", "BeCu_221", "Al_225", "Be_194"]
+LI = str(data_folder() / "vasp" / "CHGCAR.Li.gz")
+
+
+@pytest.fixture
+def quietly(tmp_path: Path) -> Callable[..., Any]:
+    """Featurize in this process, without a progress bar."""
+
+    def run(sources: Any, out: str = "f.h5", settings: FeatureSettings = SMALL, **options: Any) -> Any:
+        return featurize_collection(sources, tmp_path / out, settings, **{"workers": 1, "progress": False, **options})
+
+    return run
+
+
+@pytest.fixture
+def worked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The sources that were really computed."""
+    done: list[str] = []
+    compute = features._work
+
+    def noted(sources: list[str], settings: FeatureSettings) -> Any:
+        done.extend(sources)
+        return compute(sources, settings)
+
+    monkeypatch.setattr(features, "_work", noted)
+    return done
+
+
+def content(path: Path) -> dict[str, Any]:
+    with h5py.File(path) as h:
+        return dict(zip(h["source"].asstr()[:], h["features"][:], strict=True))
+
+
+def test_the_steps_come_in_the_papers_order():
+    density = load_density("Al_225")
+    assert density.values.min() < 0
+    values, row = featurize(density, SMALL)
+    expected = redistribute_negative_charge(to_conventional(density))
+    assert np.array_equal(values, standardized_autocorrelation(expected.density, 5, 1.0))
+    assert row["electrons"] == pytest.approx(row["electrons_after"], rel=1e-12)
+    assert row["electrons"] == pytest.approx(load_densities("cubic").table["n_electrons"]["Al_225"], abs=3e-4)
+    assert row["minimum"] < 0 < row["moved"]
+    assert row["moved"] == pytest.approx(expected.moved / 4), "per primitive cell"
+    assert (row["clusters"], row["layers"]) == (expected.clusters, expected.layers)
+    assert row["a"] == pytest.approx(np.cbrt(4 * density.volume))
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_features_are_reproducible(quietly, tmp_path):
+    for out in ("a.h5", "b.h5"):
+        quietly(NAMES[:2], out)
+    a, b = content(tmp_path / "a.h5"), content(tmp_path / "b.h5")
+    assert all(np.array_equal(a[name], b[name]) for name in NAMES[:2])
+
+
+def test_a_collection_equals_direct_calls(quietly, tmp_path):
+    table = quietly([*NAMES, LI])
+    assert (table["error"] == "").all()
+    values, report, settings = load_features(tmp_path / "f.h5")
+    assert settings == SMALL
+    assert values.dtype == np.float32
+    assert list(report.index) == list(table.index)
+    for source, stored in content(tmp_path / "f.h5").items():
+        direct, row = featurize(read_density(source), SMALL)
+        assert np.array_equal(stored, direct.astype(np.float32))
+        assert table.loc[row["name"], "electrons"] == row["electrons"]
+    assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
+
+
+@pytest.mark.xdist_group("dask")
+@pytest.mark.parametrize("route", ["local", "address"])
+def test_two_dask_workers_give_what_direct_calls_give(route, tmp_path):
+    """Processes of this machine, and a scheduler that was started elsewhere; with one bad file."""
+    bad = tmp_path / "CHGCAR.bad"
+    bad.write_text("no density\n")
+    sources = [*NAMES, str(bad)]
+    if route == "local":
+        table = featurize_collection(sources, tmp_path / "f.h5", SMALL, workers=2, progress=False)
+    else:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            address = cluster.scheduler_address
+            table = featurize_collection(sources, tmp_path / "f.h5", SMALL, scheduler=address, progress=False)
+            assert len(cluster.scheduler_info["workers"]) == 2, "the workers of others are left running"
+    stored = content(tmp_path / "f.h5")
+    assert sorted(stored) == sorted(NAMES)
+    for name in NAMES:
+        assert np.array_equal(stored[name], featurize(load_density(name), SMALL)[0].astype(np.float32))
+    assert list(table.index[table["error"] != ""]) == [str(bad)]
+    assert "not a complete CHGCAR" in table.loc[str(bad), "error"]
+
+
+def test_no_scheduler_at_the_address(quietly, tmp_path, monkeypatch):
+    import distributed
+
+    def nobody(*args: Any, **options: Any) -> Any:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(distributed, "Client", nobody)
+    with pytest.raises(EcdError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers there\. Start one"):
+        quietly(NAMES, scheduler="tcp://127.0.0.1:9")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_file_is_reported_and_the_others_are_written(quietly, tmp_path):
+    (tmp_path / "CHGCAR.bad").write_text("no density\n")
+    table = quietly(["LiH_225", str(tmp_path / "CHGCAR.bad"), "nowhere/CHGCAR", "BeCu_221"])
+    errors = table["error"][table["error"] != ""]
+    assert sorted(errors.index) == sorted([str(tmp_path / "CHGCAR.bad"), "nowhere/CHGCAR"])
+    assert errors["nowhere/CHGCAR"] == "nowhere/CHGCAR: no such file. Check the path."
+    assert sorted(content(tmp_path / "f.h5")) == ["BeCu_221", "LiH_225"]
+
+
+def test_nothing_usable_is_an_error_that_says_why(quietly, tmp_path):
+    with pytest.raises(EcdError, match="nowhere/CHGCAR: no such file"):
+        quietly(["nowhere/CHGCAR"])
+    with pytest.raises(EcdError, match="no usable density"):
+        quietly([])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(quietly, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        write_npz(
+            load_density("LiH_225").step("scaled", values=load_density("LiH_225").values * 0.7),
+            tmp_path / folder / "d.npz",
+        )
+    table = quietly(["LiH_225", *(str(tmp_path / f / "d.npz") for f in "ab")])
+    errors = table["error"][table["error"] != ""]
+    assert sorted(errors) == sorted(errors.index + errors.str.partition("d.npz")[2])
+    assert errors.str.contains("electrons").all()
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(quietly, tmp_path, monkeypatch, worked):
+    compute = features._work
+    interrupt = iter([False, False, True])
+
+    def interrupted(sources: list[str], settings: FeatureSettings) -> Any:
+        if next(interrupt):
+            raise KeyboardInterrupt
+        return compute(sources, settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_work", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(NAMES)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.h5.partial"], "nothing under the final name yet"
+    assert worked == NAMES[:2]
+    worked.clear()
+    table = quietly(NAMES)
+    assert worked == NAMES[2:], "what was finished is not computed again"
+    assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
+    assert list(table.index) == NAMES
+    quietly(NAMES, "whole.h5")
+    resumed, whole = content(tmp_path / "f.h5"), content(tmp_path / "whole.h5")
+    assert all(np.array_equal(resumed[name], whole[name]) for name in NAMES)
+    _, report, _ = load_features(tmp_path / "f.h5")
+    assert report.equals(load_features(tmp_path / "whole.h5")[1])
+
+
+@pytest.fixture
+def partial(quietly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a run over the first two crystals leaves when it is interrupted after the first."""
+    compute = features._work
+
+    def interrupted(sources: list[str], settings: FeatureSettings) -> Any:
+        if sources != NAMES[:1]:
+            raise KeyboardInterrupt
+        return compute(sources, settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "_work", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(NAMES[:2])
+    return tmp_path / "f.h5.partial"
+
+
+def test_an_entry_that_was_cut_off_is_written_again(quietly, tmp_path, partial, worked):
+    """Interrupted between the parts of one entry: the source's name, written last, is not there."""
+    with h5py.File(partial, "a") as h:
+        for key in ("features", "report"):
+            h[key].resize(2, axis=0)
+    table = quietly(NAMES[:2])
+    assert worked == NAMES[1:2]
+    assert list(table.index) == NAMES[:2]
+    assert np.array_equal(
+        content(tmp_path / "f.h5")["BeCu_221"], featurize(load_density("BeCu_221"), SMALL)[0].astype("f4")
+    )
+
+
+def test_a_left_over_partial_of_another_run_is_not_mixed_in(quietly, partial):
+    before = partial.read_bytes()
+    with pytest.raises(EcdError, match=r"f\.h5\.partial: holds an interrupted run of other settings\. Remove it"):
+        quietly(NAMES[:2], settings=FeatureSettings(size=7, voxel=1.0))
+    with pytest.raises(EcdError, match=r"f\.h5\.partial: holds an interrupted run of other sources\. Remove it"):
+        quietly(NAMES[2:])
+    assert partial.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"not HDF5 at all", None])
+def test_a_damaged_partial_is_named(quietly, partial, damage):
+    partial.write_bytes(partial.read_bytes()[:1000] if damage is None else damage)
+    before = partial.read_bytes()
+    with pytest.raises(EcdError, match=r"f\.h5\.partial: is left from an interrupted run and damaged\. Remove it"):
+        quietly(NAMES[:2])
+    assert partial.read_bytes() == before
+
+
+def test_two_runs_do_not_write_one_file(quietly, partial):
+    with h5py.File(partial, "a"), pytest.raises(EcdError, match="is being written by another run"):
+        quietly(NAMES[:2])
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(quietly, tmp_path, monkeypatch, worked):
+    free = iter([10**9, 10**9, 0])
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
+        with pytest.raises(EcdError, match=r"f\.h5: no disk space left\. Free some and run the same again"):
+            quietly(NAMES[:2])
+    quietly(NAMES[:2])
+    assert worked == [*NAMES[:2], NAMES[1]]
+    assert sorted(content(tmp_path / "f.h5")) == sorted(NAMES[:2])
+
+
+def test_a_source_named_twice_is_computed_once(quietly, worked):
+    assert list(quietly(["LiH_225", "LiH_225"]).index) == ["LiH_225"]
+    assert worked == ["LiH_225"]
+
+
+def test_a_store_stands_for_all_its_crystals(quietly, tmp_path):
+    write_store(tmp_path / "s.h5", [load_density(name) for name in NAMES])
+    expanded = expand_sources([LI, tmp_path / "s.h5"])
+    assert expanded[0] == LI
+    assert sorted(expanded[1:]) == sorted(f"{tmp_path / 's.h5'}::{name}" for name in NAMES)
+    assert sorted(quietly([tmp_path / "s.h5"]).index) == sorted(NAMES)
+
+
+def test_settings_change_the_features():
+    density = load_density("LiH_225")
+    standard, _ = featurize(density, SMALL)
+    for other in (FeatureSettings(5, 1.0, field="density"), FeatureSettings(5, 1.0, conversion="trilinear")):
+        assert np.abs(featurize(density, other)[0] - standard).max() > 1e-4 * standard.max()
+
+
+def test_features_of_others_are_not_taken_for_ours(tmp_path):
+    (tmp_path / "f.h5").write_bytes(b"something")
+    for path in (tmp_path / "f.h5", tmp_path / "nothing.h5", load_densities("pairs").path):
+        with pytest.raises(EcdError, match="is not a readable feature file"):
+            load_features(path)
+
+
+def test_bundled_features_come_in_the_order_asked_for_and_from_the_cache(tmp_path, monkeypatch, worked):
+    monkeypatch.setattr(features, "ROOT", tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    values, report = bundled_features(SMALL, ["Be_194", "LiH_225"])
+    assert list(report.index) == ["Be_194", "LiH_225"]
+    assert sorted(s.split("::")[1] for s in worked) == ["Be_194", "LiH_225"]
+    for name, row in zip(report.index, values, strict=True):
+        np.testing.assert_allclose(row, cubic_average(featurize(load_density(name), SMALL)[0]), rtol=1e-6)
+    worked.clear()
+    again, report_again = bundled_features(SMALL, ["Be_194", "LiH_225"])
+    assert worked == []
+    assert np.array_equal(again, values)
+    assert report_again.equals(report)
+    bundled_features(SMALL, ["LiH_225"])
+    assert len(worked) == 1, "other names are another entry of the cache"
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_featurize_on_the_command_line(bad, tmp_path, monkeypatch, capsys):
+    sources = ["LiH_225", LI] + (["nowhere/CHGCAR"] if bad else [])
+    out = tmp_path / "new folder" / "f.h5"
+    command = ["ecd", "featurize", *sources, "-o", str(out), "--size", "5", "--voxel", "1", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (stop.value.code or 0) == (2 if bad else 0)
+    assert f"2 densities featurized: {out}" in printed.out
+    assert ("skipped: nowhere/CHGCAR: no such file. Check the path." in printed.err) == bad
+    stored = content(out)
+    assert np.array_equal(stored[LI], featurize(read_density(LI), SMALL)[0].astype(np.float32))
+    assert sorted(stored) == sorted(["LiH_225", LI])
