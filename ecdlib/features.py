@@ -106,7 +106,7 @@ def _schedule(
     )
     cluster = None
     if scheduler is None:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
     try:
         client = Client(cluster if cluster is not None else scheduler, timeout="10s")
     except (OSError, ValueError) as error:

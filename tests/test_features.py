@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -111,7 +112,7 @@ def test_two_dask_workers_give_what_direct_calls_give(route, tmp_path):
     if route == "local":
         table = featurize_collection(sources, tmp_path / "f.h5", SMALL, workers=2, progress=False)
     else:
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
             address = cluster.scheduler_address
             table = featurize_collection(sources, tmp_path / "f.h5", SMALL, scheduler=address, progress=False)
             assert len(cluster.scheduler_info["workers"]) == 2, "the workers of others are left running"
@@ -241,8 +242,10 @@ def test_a_damaged_partial_is_named(quietly, partial, damage):
 
 
 def test_two_runs_do_not_write_one_file(quietly, partial):
-    with h5py.File(partial, "a"), pytest.raises(EcdError, match="is being written by another run"):
-        quietly(NAMES[:2])
+    with open(partial, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as HDF5 does while it writes
+        with pytest.raises(EcdError, match="is being written by another run"):
+            quietly(NAMES[:2])
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(quietly, tmp_path, monkeypatch, worked):

@@ -1,8 +1,8 @@
 """Leaner than lean: a lean CNN with the symmetry of the cube built in, evaluated on one octant.
 
 The autocorrelation of a crystal of Laue class m-3m has all 48 symmetries of the cube. A network that respects them has
-kernels tied over the orbits of their voxels: 10 values instead of 125 for 5^3, 4 instead of 27 for 3^3. Then every feature
-map has the symmetry too, so one octant of it (26^3 of 51^3 voxels) determines the rest.
+kernels tied over the orbits of their voxels: 10 values instead of 125 for 5^3, 4 instead of 27 for 3^3. Then every
+feature map has the symmetry too, so one octant of it (26^3 of 51^3 voxels) determines the rest.
 """
 
 from __future__ import annotations

@@ -1,0 +1,181 @@
+"""The one training loop for torch models, and the scikit-learn estimator around it (Lean CNN paper, 3.2 and 4)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ecdlib.density import Floats
+from ecdlib.errors import EcdError, atomic_write
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a torch model is trained; the defaults are the paper's where it gives them."""
+
+    epochs: int = 650
+    batch_size: int = 50
+    learning_rate: float = 5e-3  #: initial, of Adam
+    first_cycle: int = 50  #: epochs until the first warm restart; the paper gives none
+    cycle_growth: int = 2  #: each cycle is that much longer than the one before
+    precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions; weights stay float32
+    seed: int = 0  #: of the weights, the order of the samples and the dropout
+    checkpoint_every: int = 10  #: epochs between checkpoints, if a file for them is given
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``"auto"`` is the GPU if there is one.
+
+    Raises:
+        EcdError: CUDA asked for where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EcdError("device=cuda", "this machine or this torch has no CUDA", "Take auto, or make env TORCH=auto.")
+    return torch.device(device)
+
+
+def _seed_epoch(seed: int, epoch: int) -> torch.Generator:
+    """Each epoch has random numbers of its own, so that a resumed run goes on exactly as an uninterrupted one."""
+    torch.manual_seed(1_000_003 * (seed + 1) + epoch)
+    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
+
+
+def fit(
+    model: nn.Module,
+    X: Tensor,
+    y: Tensor,
+    settings: TrainingSettings,
+    *,
+    device: str = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> list[float]:
+    """Minimize the mean squared error with Adam and cosine annealing with warm restarts.
+
+    All data live on the device. With a ``checkpoint`` an interrupted run is resumed from its last checkpoint and gives
+    what an uninterrupted one gives; the file is removed at the end.
+
+    Args:
+        X: ``(n, ...)`` inputs.
+        y: ``(n, targets)`` normalized targets.
+
+    Returns:
+        Mean training loss of each epoch.
+
+    Raises:
+        EcdError: a loss that is not finite, or a checkpoint of another model or of other settings.
+    """
+    where = pick_device(device)
+    model.to(where)
+    X, y = X.to(where), y.to(where)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, settings.first_cycle, settings.cycle_growth
+    )
+    losses: list[float] = []
+    path = Path(checkpoint) if checkpoint else None
+    label = {"settings": asdict(settings), "shapes": [list(p.shape) for p in model.parameters()], "samples": len(X)}
+    if path is not None and path.is_file():
+        try:
+            state = torch.load(path, map_location=where, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise EcdError(path, "is not a readable checkpoint", "Remove it to start anew.") from error
+        if state["label"] != label:
+            raise EcdError(path, "belongs to another model, data or settings", "Remove it to start anew.")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        losses = state["losses"]
+    model.train()
+    mixed = settings.precision == "bfloat16"
+    bar = tqdm(range(len(losses), settings.epochs), initial=len(losses), total=settings.epochs, disable=not progress)
+    for epoch in bar:
+        order = torch.randperm(len(X), generator=_seed_epoch(settings.seed, epoch)).to(where)
+        total = torch.zeros((), device=where)
+        for batch in order.split(settings.batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
+                prediction = model(X[batch])
+            loss = ((prediction.float() - y[batch]) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(batch)
+        schedule.step()
+        losses.append(float(total) / len(X))
+        if not np.isfinite(losses[-1]):
+            remedy = "Lower the learning rate, or look for NaN in the data."
+            raise EcdError(f"epoch {epoch}", "the loss is not finite", remedy)
+        bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        if path is not None and (epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs:
+            state = {"label": label, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"schedule": schedule.state_dict(), "losses": losses}
+            with atomic_write(path) as temporary:
+                torch.save(state, temporary)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    model.eval()
+    return losses
+
+
+class TorchRegressor(RegressorMixin, BaseEstimator):
+    """A torch model as a scikit-learn estimator: targets normalized on what it is fitted to, predictions scaled back.
+
+    Args:
+        make_module: returns a fresh module.
+        settings: of the training; its seed also fixes the fresh weights.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self,
+        make_module: Callable[[], nn.Module],
+        settings: TrainingSettings = TrainingSettings(),
+        device: str = "auto",
+        checkpoint: str | None = None,
+        progress: bool = True,
+    ):
+        self.make_module = make_module
+        self.settings = settings
+        self.device = device
+        self.checkpoint = checkpoint
+        self.progress = progress
+
+    def fit(self, X: Floats, y: Floats) -> Self:
+        """Train on ``X (n, channels, ...)`` and ``y (n,)`` or ``(n, targets)``."""
+        targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        self.mean_, self.scale_ = targets.mean(0), targets.std(0)
+        torch.manual_seed(self.settings.seed)
+        self.module_ = self.make_module()
+        self.losses_ = fit(
+            self.module_,
+            torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32)),
+            torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32)),
+            self.settings,
+            device=self.device,
+            checkpoint=self.checkpoint,
+            progress=self.progress,
+        )
+        return self
+
+    def predict(self, X: Floats) -> NDArray[np.float64]:
+        """Predictions in the unit of the target: ``(n,)``, or ``(n, targets)`` for several."""
+        where = next(self.module_.parameters()).device
+        with torch.no_grad():
+            parts = [
+                self.module_(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)).to(where)).cpu().numpy()
+                for part in np.array_split(X, max(1, len(X) // 64))
+            ]
+        scaled: Any = np.concatenate(parts).astype(np.float64) * self.scale_ + self.mean_
+        return scaled[:, 0] if scaled.shape[1] == 1 else scaled

@@ -1,0 +1,432 @@
+"""Parameters of the notebooks, the list of artifacts, verdicts and the scoreboard."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecdlib import artifacts, cli, runs
+from ecdlib.artifacts import Artifact, judge, load_artifacts, read_payloads, scoreboard, write_payload
+from ecdlib.datasets import ROOT, data_hashes
+from ecdlib.errors import EcdError
+from ecdlib.parameters import NOTEBOOKS, changed, describe, resolve, schema, slug, title
+
+MADE_BY = {"notebook": "features", "parameters": {"profile": "quick"}}
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("given_values", "problem"),
+    [
+        ({"sizze": 3}, r"unknown parameter 'sizze'\. Parameters are: .*size"),
+        ({"size": "abc"}, r"parameter size = 'abc': .*integer.* size is .*\(default 51\)"),
+        ({"size": "51.5"}, "parameter size = '51.5'"),
+        ({"size": ""}, "parameter size = ''"),
+        ({"size": 1}, "parameter size = 1: .*greater than or equal to 3"),
+        ({"voxel": -0.2}, r"parameter voxel = -0\.2: .*greater than 0"),
+        ({"voxel": "nan"}, "parameter voxel = 'nan'"),
+        ({"voxel": "inf"}, "parameter voxel = 'inf'"),
+        ({"voxel": [0.2]}, "parameter voxel"),
+        ({"device": "tpu"}, "parameter device = 'tpu': .*'auto', 'cpu' or 'cuda'"),
+        ({"profile": "fast"}, "parameter profile = 'fast'"),
+        ({"seed": -1}, "parameter seed = -1"),
+        ({"example": 5}, "parameter example = 5: .*string"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_named_with_its_meaning(given_values, problem):
+    with pytest.raises(EcdError, match=problem) as caught:
+        resolve("features", given_values)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("notebook 'features': ")
+
+
+def test_an_unknown_notebook_is_refused_with_the_list_of_known_ones():
+    for call in (schema, describe, title, runs.notebook_path):
+        with pytest.raises(EcdError, match=r"nonsense: no such notebook\. There are: .*features"):
+            call("nonsense")
+
+
+def test_text_from_the_command_line_becomes_numbers():
+    values = resolve("features", {"size": "21", "voxel": "0.5"})
+    assert (values.size, values.voxel) == (21, 0.5)
+    assert changed("features", values) == {"size": 21, "voxel": 0.5}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_presets_are_valid_and_start_from_the_defaults(notebook):
+    kind = schema(notebook)
+    quick = resolve(notebook, {})
+    assert quick.model_dump() == {name: field.default for name, field in kind.model_fields.items()}
+    for profile in ("quick", "full", "tiny"):
+        values = resolve(notebook, {}, profile)
+        assert values.profile == profile
+        assert changed(notebook, values) == {}, "a preset is no change"
+    assert resolve(notebook, {}, "full").model_dump() == {**quick.model_dump(), "profile": "full", **kind.full}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_the_description_tells_all_of_the_schema(notebook):
+    rows = {row["name"]: row for row in describe(notebook)}
+    assert list(rows) == list(schema(notebook).model_fields)
+    assert all(row["meaning"] for row in rows.values())
+    assert rows["device"]["type"] == "auto | cpu | cuda"
+    assert rows["seed"] == {
+        "name": "seed",
+        "type": "int",
+        "quick": "0",
+        "full": "0",
+        "meaning": "of every random choice",
+    }
+    assert title(notebook).endswith(".")
+
+
+def test_each_run_has_a_name_of_its_own():
+    """Quick and full, and every changed parameter: no run overwrites another."""
+    runs_ = [
+        *(resolve("baseline", {}, profile) for profile in ("tiny", "quick", "full")),
+        *(resolve("baseline", {"folds": folds}) for folds in (5, 6)),
+        resolve("baseline", {"folds": 5}, "full"),
+        resolve("baseline", {"folds": 5, "voxel": 0.25}),
+        resolve("baseline", {"voxel": 0.25}),
+        resolve("baseline", {"seed": 5}),
+    ]
+    names = [slug("baseline", values) for values in runs_]
+    assert len(set(names)) == len(names)
+    assert slug("baseline", resolve("baseline", {})) == "baseline"
+    assert slug("baseline", resolve("baseline", {"folds": "10"})) == "baseline", "the default, spelled out"
+    assert slug("baseline", resolve("baseline", {"folds": 5}, "full")) == "baseline--full--folds-5"
+
+
+@given(st.text(max_size=20))
+def test_names_of_runs_are_names_of_files(text):
+    name = slug("features", resolve("features", {"example": text}))
+    assert "/" not in name
+    assert name.isascii()
+    assert " " not in name
+
+
+# Notebooks
+
+
+def notebook(name: str) -> Any:
+    return nbformat.read(runs.notebook_path(name), as_version=4)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_parameters_cell_holds_the_quick_preset(name):
+    """Opened in Jupyter and run as it stands, a notebook is the quick run: papermill replaces this cell."""
+    tagged = [cell for cell in notebook(name).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assigned = {}
+    for statement in ast.parse(tagged[0].source).body:
+        assert isinstance(statement, ast.Assign)
+        assert isinstance(statement.targets[0], ast.Name)
+        assigned[statement.targets[0].id] = ast.literal_eval(statement.value)
+    assert assigned == resolve(name, {}).model_dump()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_sources_hold_no_outputs(name):
+    for cell in notebook(name).cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+def test_every_notebook_has_a_schema_and_every_schema_a_notebook():
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(NOTEBOOKS)
+
+
+def test_begin_takes_the_notebooks_variables_for_parameters(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ECD_RUN_FOLDER", str(tmp_path))
+    namespace = {
+        "size": 21,
+        "voxel": 0.5,
+        "profile": "quick",
+        "_i": "hidden",
+        "In": [],
+        "begin": runs.begin,
+        "np": math,
+    }
+    run = runs.begin("features", namespace)
+    assert (run.parameters.size, run.parameters.voxel) == (21, 0.5)
+    assert run.folder == tmp_path / "results"
+    with pytest.raises(EcdError, match="unknown parameter 'sizze'"):
+        runs.begin("features", {"sizze": 3})
+
+
+def test_a_changed_parameter_is_another_cache_key():
+    keys = [runs.cache_key("features", resolve("features", given_values)) for given_values in ({}, {}, {"size": 21})]
+    assert keys[0] == keys[1] != keys[2]
+    assert runs.cache_key("dataset", resolve("dataset", {})) not in keys
+
+
+@pytest.mark.parametrize("part", ["ecdlib/new.py", "requirements.lock", "book/artifacts.csv", "data/manifest.json"])
+def test_library_versions_and_data_are_part_of_the_cache_key(part, tmp_path, monkeypatch):
+    """Pages of changed code, locked versions, reported values or data are made anew."""
+    for folder in ("ecdlib", "book", "data", "notebooks"):
+        (tmp_path / folder).mkdir()
+    for name in ("requirements.lock", "book/artifacts.csv", "data/manifest.json", "notebooks/features.ipynb"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setenv("ECDLIB_DATA", str(tmp_path / "data"))
+    values = resolve("features", {})
+    before = runs.cache_key("features", values)
+    assert runs.cache_key("features", values) == before
+    if part.endswith(".json"):
+        (tmp_path / part).write_text((tmp_path / part).read_text().replace('"sha256": "', '"sha256": "0', 1))
+    else:
+        with open(tmp_path / part, "a") as f:
+            f.write("\n# changed\n")
+    assert runs.cache_key("features", values) != before
+
+
+# The list of artifacts
+
+
+def test_the_list_is_sound():
+    with open(ROOT / "book" / "artifacts.csv", newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert len({row["id"] for row in rows}) == len(rows) >= 76
+    assert {row["paper"] for row in rows} == set(artifacts.PAPERS)
+    kinds = {"figure", "table", "number", "claim", "equation", "system", "text"}
+    assert {row["kind"] for row in rows} <= kinds
+    for row in rows:
+        assert None not in row, f"{row['id']}: more fields than columns"
+        assert all(row[field].strip() for field in ("id", "where", "what", "reported")), row["id"]
+
+
+def test_every_number_to_compare_with_is_a_number():
+    for artifact in load_artifacts().values():
+        if artifact.tolerance is not None:
+            assert artifact.tolerance >= 0
+            assert artifact.numbers, f"{artifact.id} has a tolerance but no numbers"
+            assert all(math.isfinite(number) for number in artifact.numbers)
+        elif artifact.kind in ("number", "table"):
+            assert artifact.numbers is None, f"{artifact.id} has numbers but no tolerance"
+
+
+def test_what_the_paper_reports_is_reproduced_by_itself():
+    for artifact in load_artifacts().values():
+        if artifact.tolerance is not None and artifact.numbers:
+            assert judge(artifact, artifact.numbers, {}) == "reproduced"
+            if any(artifact.numbers):
+                far = [10 * abs(number) + 1 for number in artifact.numbers]
+                assert judge(artifact, far, {}) == "differs"
+
+
+# Verdicts
+
+
+def reported(text: str, tolerance: float | None = 0.0) -> Artifact:
+    return Artifact("x", "lean_cnn", "number", "here", "something", text, "", tolerance, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "tolerance", "ours", "verdict"),
+    [
+        ("10", 0.1, [10.9], "reproduced"),
+        ("10", 0.1, [11.1], "differs"),
+        ("-10", 0.1, [-10.9], "reproduced"),
+        ("1410", 0, [1410], "reproduced"),
+        ("1410", 0, [1411], "differs"),  # a count is exact
+        ("0.0712", 0, [0.07124], "reproduced"),  # half a unit of the last printed digit
+        ("0.0712", 0, [0.0713], "differs"),
+        ("7.70", 0, [7.704], "reproduced"),
+        ("7.70", 0, [7.72], "differs"),
+        ("7.7", 0, [7.72], "reproduced"),
+        ("1.5e3", 0, [1540], "reproduced"),
+        ("1.5e3", 0, [1560], "differs"),
+        ("0.0", 0.1, [0.04], "reproduced"),
+        ("1; 2; 3", 0, [1, 2, 3], "reproduced"),
+        ("1; 2; 3", 0, [1, 2, 4], "partly"),
+        ("1; 2; 3", 0, [3, 1, 2], "differs"),
+    ],
+)
+def test_a_number_holds_within_the_tolerance_or_half_the_last_digit(text, tolerance, ours, verdict):
+    assert judge(reported(text, tolerance), ours, {}) == verdict
+
+
+@pytest.mark.parametrize(
+    ("checks", "verdict"),
+    [
+        ({"a": True, "b": True}, "reproduced"),
+        ({"a": True, "b": False}, "partly"),
+        ({"a": False, "b": False}, "differs"),
+    ],
+)
+def test_checks_count_like_numbers(checks, verdict):
+    assert judge(reported("picture", None), "a picture", checks) == verdict
+    assert judge(reported("5"), [5], {"a": False}) == "partly"
+
+
+@pytest.mark.parametrize(
+    ("artifact", "ours", "checks", "problem"),
+    [
+        (reported("5"), [math.nan], {}, "not finite"),
+        (reported("5"), [math.inf], {"a": True}, "not finite"),
+        (reported("picture", None), [math.nan], {"a": True}, "not finite"),
+        (reported("5; 6"), [5], {}, "1 numbers for 2 reported"),
+        (reported("5"), [5, 6], {}, "2 numbers for 1 reported"),
+        (reported("5"), "about five", {}, "nothing to judge by"),
+        (reported("5", None), [5], {}, "nothing to judge by"),
+        (reported("picture", None), "a picture", {}, "nothing to judge by"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(artifact, ours, checks, problem):
+    with pytest.raises(EcdError, match=problem):
+        judge(artifact, ours, checks)
+
+
+# Payloads and scoreboard
+
+
+@pytest.fixture
+def one() -> str:
+    """Id of an artifact whose one number is compared."""
+    return next(a.id for a in load_artifacts().values() if a.tolerance is not None and len(a.numbers or []) == 1)
+
+
+def test_a_payload_says_what_came_out_and_how(one, tmp_path):
+    number = load_artifacts()[one].numbers[0]
+    payload = write_payload(tmp_path, one, [number], made_by=MADE_BY)
+    assert json.loads((tmp_path / f"{one}.json").read_text()) == payload
+    assert payload == {
+        "id": one, "ours": [number], "checks": {}, "verdict": "reproduced", "reason": "", "provenance": MADE_BY,
+    }  # fmt: skip
+    assert read_payloads([tmp_path]) == {one: payload}
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({}, "reproduced"),
+        ({"limit": "partly"}, "partly"),
+        ({"checks": {"a": False}}, "partly"),
+        ({"checks": {"a": False}, "limit": "reproduced"}, "partly"),
+        ({"limit": "not possible here"}, "not possible here"),
+    ],
+)
+def test_a_verdict_below_reproduced_needs_a_reason(options, verdict, one, tmp_path):
+    ours = load_artifacts()[one].numbers
+    if verdict != "reproduced":
+        with pytest.raises(EcdError, match=f"verdict '{verdict}' without a reason"):
+            write_payload(tmp_path, one, ours, made_by=MADE_BY, **options)
+        assert list(tmp_path.iterdir()) == []
+    payload = write_payload(tmp_path, one, ours, made_by=MADE_BY, reason="other crystals", **options)
+    assert payload["verdict"] == verdict
+
+
+def test_results_for_unlisted_artifacts_are_refused(one, tmp_path):
+    with pytest.raises(EcdError, match=r"no-such-thing: is not in book/artifacts\.csv"):
+        write_payload(tmp_path, "no-such-thing", [1.0], made_by=MADE_BY)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "orphan.json").write_text(json.dumps({"id": "orphan"}))
+    with pytest.raises(EcdError, match="no listed artifact"):
+        read_payloads([tmp_path])
+    (tmp_path / "orphan.json").write_text("{half a")
+    with pytest.raises(EcdError, match="is not valid JSON"):
+        read_payloads([tmp_path])
+
+
+def test_the_later_folder_wins(one, tmp_path):
+    number = load_artifacts()[one].numbers[0]
+    write_payload(tmp_path / "quick", one, [number + 1e6], reason="too few", made_by=MADE_BY)
+    write_payload(tmp_path / "full", one, [number], made_by=MADE_BY)
+    folders = [tmp_path / "quick", tmp_path / "full"]
+    assert read_payloads(folders)[one]["verdict"] == "reproduced"
+    assert read_payloads(folders[::-1])[one]["verdict"] == "differs"
+
+
+def test_the_scoreboard_lists_every_artifact_once_and_marks_what_is_not_there(one, tmp_path):
+    write_payload(tmp_path, one, load_artifacts()[one].numbers, made_by=MADE_BY)
+    waiting = next(name for name in load_artifacts() if name != one)
+    rows = scoreboard([tmp_path], {one: "features", waiting: "features"})
+    assert [row["id"] for row in rows] == list(load_artifacts())
+    verdicts = {row["id"]: row["verdict"] for row in rows}
+    assert verdicts.pop(one) == "reproduced"
+    assert verdicts.pop(waiting) == "not run yet"
+    assert set(verdicts.values()) == {"not built yet"}
+    assert next(row for row in rows if row["id"] == one)["provenance"] == MADE_BY
+
+
+def test_notebooks_record_only_listed_artifacts():
+    covered = runs.covered_artifacts()
+    assert set(covered) <= set(load_artifacts())
+    assert set(covered.values()) == set(NOTEBOOKS), "each notebook records something"
+
+
+def test_without_any_run_the_scoreboard_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "BUILD", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ecd", "scoreboard", "--json"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in rows] == list(load_artifacts())
+    covered = runs.covered_artifacts()
+    for row in rows:
+        assert row["verdict"] == ("not run yet" if row["id"] in covered else "not built yet")
+        assert row["reported"]
+
+
+def finished(build: Path, name: str, values: Any, one: str, ours: list[float]) -> None:
+    """A finished run as the command line leaves it."""
+    folder = build / "runs" / slug(name, values)
+    made_by = {"notebook": name, "parameters": values.model_dump()}
+    write_payload(folder / "results", one, ours, reason="made up", made_by=made_by)
+    meta = {"notebook": name, "parameters": values.model_dump(), "key": runs.cache_key(name, values), "seconds": 1}
+    (folder / "key.json").write_text(json.dumps(meta))
+
+
+def test_full_counts_before_quick_and_variants_do_not_count(one, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BUILD", tmp_path)
+    number = load_artifacts()[one].numbers[0]
+
+    def ours() -> Any:
+        return next(row for row in runs.current_scoreboard() if row["id"] == one)["ours"]
+
+    finished(tmp_path, "features", resolve("features", {"size": 21}), one, [number + 3])
+    assert ours() is None, "a run with changed parameters is a page of its own, not a result"
+    finished(tmp_path, "features", resolve("features", {}), one, [number + 1])
+    assert ours() == [number + 1]
+    finished(tmp_path, "features", resolve("features", {}, "full"), one, [number + 2])
+    assert ours() == [number + 2]
+    assert not next(row for row in runs.current_scoreboard() if row["id"] == one)["stale"]
+    monkeypatch.setattr(runs, "cache_key", lambda *_: "other sources")
+    assert next(row for row in runs.current_scoreboard() if row["id"] == one)["stale"]
+
+
+def test_a_recorded_result_carries_its_provenance(one, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ECD_RUN_FOLDER", str(tmp_path))
+    run = runs.begin("features", {"seed": 3})
+    run.record(one, load_artifacts()[one].numbers, checks={"finite": True})
+    made = json.loads((tmp_path / "results" / f"{one}.json").read_text())["provenance"]
+    assert made["notebook"] == "features"
+    assert made["parameters"] == {**resolve("features", {}).model_dump(), "seed": 3}
+    assert made["data"] == {name: digest[:12] for name, digest in data_hashes().items()}
+    assert {"python", "ecdlib", "numpy", "scipy", "scikit-learn", "torch"} <= set(made["versions"])
+    assert made["commit"]
+    assert made["device"]
+    assert made["seconds"] >= 0
+
+
+def test_a_verdict_is_shown_as_text_without_markup_of_the_source(one):
+    artifact = replace(load_artifacts()[one], what="a < b & c")
+    shown = runs.verdict_html(
+        artifact, {"ours": [1.5], "verdict": "partly", "checks": {"held": False}, "reason": "few"}
+    )
+    assert "a &lt; b &amp; c" in shown
+    assert "Does not hold: held." in shown

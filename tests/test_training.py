@@ -1,0 +1,118 @@
+"""The training loop: deterministic, resumable with the same result, honest normalization."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import KFold, cross_val_predict
+from torch import nn
+
+from ecdlib.errors import EcdError
+from ecdlib.evaluation import cross_validate, scores
+from ecdlib.models.octahedral_cnn import OctahedralCNN
+from ecdlib.training import TorchRegressor, TrainingSettings, fit, pick_device
+
+QUICK = TrainingSettings(epochs=8, batch_size=4, first_cycle=3, checkpoint_every=3)
+
+
+def network() -> nn.Module:
+    return OctahedralCNN("A", dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.rand(12, 1, 10, 10, 10, generator=generator)
+    return X, X.mean((1, 2, 3, 4))[:, None] * 10
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupting(nn.Module):
+    """A network that fails at one forward pass, as if the machine had been switched off."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.network, self.left = network(), after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+        return self.network(x)
+
+
+def test_a_resumed_training_gives_what_an_uninterrupted_one_gives(
+    data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    whole = Interrupting(10**6)
+    start = {k: v.clone() for k, v in whole.state_dict().items()}
+    losses = fit(whole, *data, QUICK, device="cpu", progress=False)
+    checkpoint = tmp_path / "checkpoint.pt"
+    broken = Interrupting(3 * 4 + 2)  # in the fifth epoch, after the checkpoint of the third
+    broken.load_state_dict(start)
+    with pytest.raises(Interrupted):
+        fit(broken, *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False)
+    assert checkpoint.is_file()
+    resumed = Interrupting(10**6)
+    assert fit(resumed, *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False) == losses
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(
+    data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Interrupted):
+        fit(Interrupting(15), *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False)
+    with pytest.raises(EcdError, match="another model, data or settings"):
+        fit(network(), *data, replace(QUICK, epochs=9), device="cpu", checkpoint=checkpoint, progress=False)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(EcdError, match="not a readable checkpoint"):
+        fit(network(), *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False)
+
+
+def test_the_estimator_is_deterministic_and_learns(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = data[0].numpy(), data[1].numpy()[:, 0]
+    settings = replace(QUICK, epochs=60, first_cycle=60)
+    first, second = (
+        TorchRegressor(lambda: OctahedralCNN("A"), settings, "cpu", progress=False).fit(X, y) for _ in "ab"
+    )
+    assert np.array_equal(first.predict(X), second.predict(X))
+    assert first.losses_[-1] < 0.5 * first.losses_[0]
+    assert first.predict(X).shape == y.shape
+
+
+def test_predictions_scale_with_the_unit_of_the_target(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = data[0].numpy(), data[1].numpy()[:, 0]
+    make = lambda: TorchRegressor(network, QUICK, "cpu", progress=False)  # noqa: E731
+    gpa, mpa = make().fit(X, y).predict(X), make().fit(X, 1000 * y + 5).predict(X)
+    assert np.allclose(1000 * gpa + 5, mpa, rtol=1e-5)
+
+
+def test_two_targets_and_the_common_cross_validation(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    X, y = data[0].numpy(), data[1].numpy()
+    both = TorchRegressor(lambda: OctahedralCNN("C"), QUICK, "cpu", progress=False).fit(X, np.hstack([y, -y]))
+    assert both.predict(X).shape == (12, 2)
+    make = lambda: TorchRegressor(network, QUICK, "cpu", progress=False)  # noqa: E731
+    rows = cross_validate(make, X, y[:, 0], folds=3, progress=False)
+    expected = cross_val_predict(make(), X, y[:, 0], cv=KFold(3, shuffle=True, random_state=0))
+    assert np.allclose(rows["prediction"], expected)
+    assert set(scores(rows["truth"], rows["prediction"])) == {"MAE", "RMSE", "R2", "NMAE"}
+
+
+def test_what_cannot_be_trained_is_said_in_one_line(data: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with pytest.raises(EcdError, match="not finite"):
+        fit(network(), data[0], data[1] * float("nan"), QUICK, device="cpu", progress=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(EcdError, match="CUDA"):
+            pick_device("cuda")
