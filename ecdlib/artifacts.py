@@ -138,7 +138,7 @@ def write_payload(
     Args:
         ours: our numbers in the order of the reported ones, or words (for pictures and claims).
         checks: named facts, found by code, that must hold.
-        reason: why the verdict is not better; required unless it is ``reproduced``.
+        reason: why the verdict is not better; required unless it is ``reproduced`` or a named check failed.
         limit: the best verdict that this data allows (``"partly"`` for a picture of other crystals), or
             ``"not possible here"``.
         made_by: see :func:`provenance`.
@@ -158,7 +158,7 @@ def write_payload(
         order: list[Verdict] = ["differs", "partly", "reproduced"]
         if limit is not None:
             verdict = min(verdict, limit, key=order.index)
-    if verdict != "reproduced" and not reason:
+    if verdict != "reproduced" and not reason and all(checks.values()):
         raise EcdError(artifact_id, f"verdict '{verdict}' without a reason", "Say why.")
     payload = {
         "id": artifact_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -43,4 +43,5 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             target, f"cannot be written ({error.strerror or error})", "Free disk space or choose another folder."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or the folder is none
+            temporary.unlink()

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -228,7 +229,8 @@ def featurize_collection(
         raise EcdError(out, f"cannot be written ({error})", "Free disk space or choose another folder.") from error
     finally:
         if not kept:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or the folder is none
+                partial.unlink()
     table = pd.DataFrame(rows + failed).assign(error=lambda t: t["error"].fillna("") if "error" in t else "")
     return table.set_index("name")
 

@@ -123,6 +123,8 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     if len(shapes) > 1:
         raise EcdError(path, f"blocks of different grids {sorted(shapes)}", "Write the file again with one NGXF grid.")
     structure = chgcar.structure
+    if not structure.volume > 1e-3:
+        raise EcdError(path, "the cell vectors span no volume", "Check the lattice in the file's header (units: Å).")
     blocks = VaspBlocks({k: v for k, v in chgcar.data.items() if k != "total"}, dict(chgcar.data_aug or {}))
     density = ChargeDensity(
         np.asarray(chgcar.data["total"]) / structure.volume,
@@ -186,7 +188,7 @@ def read_npz(path: Source) -> ChargeDensity:
     path = Path(path)
     with _plain(path) as plain:
         try:
-            with np.load(plain, allow_pickle=False) as z:
+            with open(plain, "rb") as f, np.load(f, allow_pickle=False) as z:  # np.load leaves a damaged file open
                 values, numbers = z["rho"], z["numbers"]
                 cell, positions = z["cell"].astype(np.float64), z["positions"].astype(np.float64)
                 convention = str(z["convention"]) or None if "convention" in z else None

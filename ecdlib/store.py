@@ -205,10 +205,10 @@ class DensityStore:
             orbit, first = voxel_orbits(rotations, translations, grid)
             if len(first) != len(values):
                 raise ValueError("number of values")
+            species = tuple(Element.from_Z(int(z)).symbol for z in numbers)
         except (OSError, KeyError, ValueError, IndexError) as error:
             remedy = "Fetch or write the store again."
             raise EcdError(f"{self.path}::{name}", "this entry is damaged", remedy) from error
-        species = tuple(Element.from_Z(int(z)).symbol for z in numbers)
         return ChargeDensity(values[orbit].reshape(grid), cell, species, positions, name, self.convention)
 
     def __iter__(self) -> Iterator[ChargeDensity]:
