@@ -9,18 +9,17 @@ from __future__ import annotations
 import csv
 import json
 import math
-import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from ecdlib.datasets import ROOT, data_hashes
+from ecdlib.datasets import ROOT, available_cores, data_hashes, library_versions
 from ecdlib.errors import EcdError, atomic_write
 
 Verdict = Literal["reproduced", "partly", "differs", "not possible here"]
@@ -90,7 +89,7 @@ def judge(artifact: Artifact, ours: Sequence[float] | str, checks: Mapping[str, 
 
 
 def provenance(notebook: str, parameters: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What a number came from: commit, data, parameters, versions, device and time."""
+    """What a number came from: commit, data, parameters, versions, device, and seconds since its notebook began."""
 
     def git(*command: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
@@ -104,23 +103,19 @@ def provenance(notebook: str, parameters: Mapping[str, Any], seconds: float) -> 
         "commit": commit,
         "data": {name: digest[:12] for name, digest in data_hashes().items()},
         "parameters": dict(parameters),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("ecdlib", "numpy", "scipy", "scikit-learn", "torch")},
+        "versions": library_versions(),
         "device": _device(),
         "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
-@lru_cache(maxsize=1)
 def _device() -> str:
-    import os
-
-    import torch
-
-    if torch.cuda.is_available():
+    """The GPU if this process has used one, else the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"CPU, {available_cores()} cores"
 
 
 def write_payload(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import shutil
 import subprocess
 import sys
@@ -55,8 +56,9 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
         if not current:
             print(f"left out: {folder.name} was made from older sources; run it again to show it")
             continue
-        _page(folder, folder.name, variant=True)
-        variants.setdefault(notebook, []).append(folder.name)
+        name = folder.name if folder.name != notebook else f"{notebook}--{values.profile}"
+        _page(folder, name, variant=name.removeprefix(f"{notebook}--").replace("--", ", "))
+        variants.setdefault(notebook, []).append(name)
     (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
     _assets()
     print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
@@ -75,16 +77,16 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
     return BUILD / "html" / "index.html"
 
 
-def _page(folder: Path, name: str, variant: bool = False) -> None:
-    """Copy an executed notebook to where the book takes its pages from."""
+def _page(folder: Path, name: str, variant: str = "") -> None:
+    """Copy an executed notebook to where the book takes its pages from; ``variant`` goes into its title."""
     nb = nbformat.read(folder / "executed.ipynb", as_version=4)
-    if variant:  # the page's title tells it from its original
+    if variant:
         first = next(cell for cell in nb.cells if cell.cell_type == "markdown")
         head, _, rest = first.source.partition("\n")
-        first.source = f"{head} — {name.split('--', 1)[1].replace('--', ', ')}\n{rest}"
+        first.source = f"{head} — {variant}\n{rest}"
         for cell in nb.cells:  # targets belong to the original page
             if cell.cell_type == "markdown":
-                cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("("))
+                cell.source = re.sub(r"^\([\w-]+\)=$", "", cell.source, flags=re.MULTILINE)
             cell.metadata.get("mystnb", {}).get("figure", {}).pop("name", None)
     for cell in nb.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):  # the table of parameters shows them
@@ -155,6 +157,7 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
             failed = [name for name, held in row["checks"].items() if not held]
             reason = row["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
             verdict = row["verdict"] + (" (older sources)" if row["stale"] else "")
+            verdict += " (tiny profile: means nothing)" if made and made["parameters"]["profile"] == "tiny" else ""
             ours = "" if row["ours"] is None else _number(row["ours"])
             note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
             by = ""

@@ -73,6 +73,8 @@ def run(
     bad = [name for name, equals, _ in pairs if not equals]
     if bad:
         raise EcdError(f"-p {bad[0]}", "is not name=value", "Write for example: -p folds=5")
+    if any(name == "profile" for name, _, _ in pairs):
+        raise EcdError("-p profile", "a preset is no parameter", "Write: --profile full")
     values = resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
     folder, cached = execute(notebook, values, kernel=kernel, force=force)
     print(f"{'unchanged since the last run' if cached else 'executed'}: {folder / 'executed.ipynb'}")
@@ -144,7 +146,9 @@ def featurize(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="CHGCAR, cube, npz, store.h5::NAME or the name of a bundled crystal")],
+    source: Annotated[
+        str, typer.Argument(help="CHGCAR, AECCAR0+AECCAR2, cube, npz, store.h5::NAME or the name of a bundled crystal")
+    ],
     target: Annotated[
         Path, typer.Argument(help="file to write: *.cube, *.npz, *.h5 (store), anything else is a CHGCAR")
     ],
@@ -155,6 +159,8 @@ def convert(
     from ecdlib.preprocess import to_conventional
     from ecdlib.store import write_store
 
+    if target.suffix in (".gz", ".bz2", ".xz"):
+        raise EcdError(target, "compressed files are read but not written", "Write it plain and compress it.")
     density = io.read_density(source)
     if conventional:
         density = to_conventional(density)

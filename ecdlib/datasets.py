@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import platform
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +68,17 @@ def data_hashes() -> dict[str, str]:
     """SHA-256 of every bundled file, from the manifest."""
     manifest: dict[str, dict[str, Any]] = json.loads((data_folder() / "manifest.json").read_text())
     return {name: entry["sha256"] for name, entry in manifest.items()}
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes the book's numbers."""
+    names = ("numpy", "scipy", "finufft", "SimpleITK", "spglib", "pymatgen", "scikit-learn", "scikit-image", "torch")
+    return {"python": platform.python_version()} | {name: version(name) for name in (*names, "matplotlib", "plotly")}
 
 
 def load_densities(which: Literal["cubic", "general", "pairs"] = "cubic") -> DensityStore:

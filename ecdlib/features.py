@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ecdlib.correlations import Field, cubic_average, standardized_autocorrelation
-from ecdlib.datasets import ROOT, data_file
+from ecdlib.datasets import ROOT, available_cores, data_file, library_versions
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.io import read_density
@@ -40,8 +40,9 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
     """Conventional cell, no negative charge, autocorrelation on the standard grid.
 
     Returns:
-        ``(size, size, size)`` features, and a row for the report: electrons per primitive cell and peak (e/Å³)
-        before and after the conversion, electrons moved out of negative regions, clusters, layers.
+        ``(size, size, size)`` features, and a row for the report: electrons and electrons moved out of negative
+        regions, per input cell; peak and minimum (e/Å³) before and after the conversion, minimum after filling;
+        clusters in the conventional cell, layers.
 
     Raises:
         EcdError: a density that cannot be converted.
@@ -60,6 +61,7 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
         "peak_after": float(cell.values.max()),
         "minimum": float(density.values.min()),
         "minimum_after": float(cell.values.min()),
+        "minimum_filled": float(filled.density.values.min()),
         "moved": filled.moved / multiple,
         "clusters": filled.clusters,
         "layers": filled.layers,
@@ -71,8 +73,14 @@ def expand_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Each store (``*.h5``) becomes one ``file.h5::name`` per crystal, in an order that reads fast; files stay."""
     expanded: list[str] = []
     for source in (os.fspath(s) for s in sources):
-        if source.endswith(".h5"):
-            table = DensityStore(source).table.sort_values(["grid", "spacegroup"], kind="stable")
+        if os.path.exists(source):
+            source = os.path.abspath(source)  # workers elsewhere have another current folder
+        if source.endswith(".h5") and os.path.isfile(source):
+            try:
+                table = DensityStore(source).table.sort_values(["grid", "spacegroup"], kind="stable")
+            except EcdError:  # reported when its turn comes
+                expanded.append(f"{source}::*")
+                continue
             expanded += [f"{source}::{name}" for name in table.index]
         else:
             expanded.append(source)
@@ -85,9 +93,10 @@ def _work(sources: list[str], settings: FeatureSettings) -> list[tuple[str, Floa
     for source in sources:
         try:
             features, row = featurize(read_density(source), settings)
-            results.append((source, features.astype(np.float32), row))
-        except EcdError as error:
-            results.append((source, None, {"name": source, "error": str(error)}))
+            results.append((source, features.astype(np.float32), {"source": source, **row}))
+        except Exception as error:  # whatever one file does, the others go on
+            message = str(error) if isinstance(error, EcdError) else f"{source}: {type(error).__name__}: {error}"
+            results.append((source, None, {"source": source, "name": source, "error": message}))
     return results
 
 
@@ -201,7 +210,7 @@ def featurize_collection(
             raise EcdError(partial, "holds an interrupted run of other sources", "Remove it, or give its sources too.")
         kept = len(done)
         rest = [s for s in todo if s not in done]
-        workers = workers or os.cpu_count() or 1
+        workers = workers or available_cores()
         per_chunk = max(1, min(16, len(rest) // (4 * workers)))
         chunks = [rest[i : i + per_chunk] for i in range(0, len(rest), per_chunk)]
         bar = tqdm(
@@ -268,7 +277,9 @@ def bundled_features(
     names = [n for path in stores for n in DensityStore(path).names] if names is None else list(names)
     modules = ("density", "store", "preprocess", "correlations", "features")
     files = [*(Path(__file__).with_name(f"{m}.py") for m in modules), *stores]
-    key = hashlib.sha256(json.dumps([*map(sha256, files), asdict(settings), names]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([*map(sha256, files), asdict(settings), names, library_versions()]).encode()
+    ).hexdigest()[:16]
     folder = ROOT / "_build" / "cache"
     cached, full = folder / f"features-{key}.npz", folder / f"features-{key}.h5"
     if not cached.is_file():

@@ -60,7 +60,7 @@ def _plain(path: Path) -> Iterator[Path]:
 def check_electrons(density: ChargeDensity) -> ChargeDensity:
     """Refuse a density whose electron count betrays mixed-up units, else return it.
 
-    The count of a neutral or charged cell is a whole number (checked to 0.05 + 0.5 %), at least half an electron
+    The count of a neutral or charged cell is a whole number (checked to 0.05 + 0.01 %), at least half an electron
     per atom and at most all electrons of the atoms.
 
     Raises:
@@ -68,7 +68,7 @@ def check_electrons(density: ChargeDensity) -> ChargeDensity:
     """
     count, atoms = density.n_electrons, len(density.species)
     everything = sum(Element(s).Z for s in density.species)
-    whole = abs(count - round(count)) <= 0.05 + 0.005 * count
+    whole = abs(count - round(count)) <= 0.05 + 1e-4 * count
     if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
         raise EcdError(
             density.name,
@@ -204,7 +204,7 @@ def read_density(source: Source) -> ChargeDensity:
 
     Args:
         source: a CHGCAR (also .gz, .bz2, .xz), ``*.cube``, ``*.npz``, or one crystal of a store as
-            ``file.h5::name``; bundled crystals also by name alone (``"NaCl_225"``).
+            ``file.h5::name``; bundled crystals also by name alone (``"NaCl_225"``); ``AECCAR0+AECCAR2`` for their sum.
 
     Raises:
         EcdError: with the file's name, what is wrong and what to do.
@@ -214,6 +214,9 @@ def read_density(source: Source) -> ChargeDensity:
         file, name = text.split("::", 1)
         return DensityStore(file)[name]
     path = Path(text)
+    if "+" in text and not path.exists():
+        core, valence = text.split("+", 1)
+        return read_aeccar(core, valence)
     if not path.exists() and re.fullmatch(r"[A-Za-z0-9().]+_\d+", text):
         return load_density(text)
     if path.suffix == ".h5" and path.is_file():

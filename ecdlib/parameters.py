@@ -8,13 +8,31 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ecdlib.errors import EcdError
 
 Profile = Literal["tiny", "quick", "full"]
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("must be odd, with r = 0 in the centre")
+    return size
+
+
+def _bundled(name: str) -> str:
+    from ecdlib.datasets import load_densities
+
+    if name not in load_densities("cubic") and name not in load_densities("general"):
+        raise ValueError("is no bundled crystal; `ecd data` lists them")
+    return name
+
+
+Size = Annotated[int, AfterValidator(_odd)]
+Crystal = Annotated[str, AfterValidator(_bundled)]
 
 
 class Parameters(BaseModel):
@@ -44,8 +62,8 @@ class PreprocessingParameters(Parameters):
 
     tiny: ClassVar[dict[str, Any]] = {"crystals": 40}
 
-    fcc_example: str = Field("NaCl_225", description="crystal shown for the change of cell")
-    negative_example: str = Field("BaTiO3_221", description="crystal shown for the negative charge")
+    fcc_example: Crystal = Field("NaCl_225", description="crystal shown for the change of cell")
+    negative_example: Crystal = Field("BaTiO3_221", description="crystal shown for the negative charge")
     crystals: int = Field(0, ge=0, description="random subset of all bundled crystals; 0: all")
 
 
@@ -54,8 +72,8 @@ class FeaturesParameters(Parameters):
 
     tiny: ClassVar[dict[str, Any]] = {"sample": 3}
 
-    example: str = Field("Fe3SnC_221", description="crystal shown")
-    size: int = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    example: Crystal = Field("Fe3SnC_221", description="crystal shown")
+    size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
     sample: int = Field(40, ge=2, le=892, description="crystals on which the order of interpolation is compared")
 
@@ -65,7 +83,7 @@ class BaselineParameters(Parameters):
 
     tiny: ClassVar[dict[str, Any]] = {"size": 21, "n_components": 10, "folds": 3, "crystals": 60}
 
-    size: int = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
     n_components: int = Field(25, ge=1, le=200, description="principal components kept")
     folds: int = Field(10, ge=2, le=100, description="folds of the cross-validation")
@@ -108,7 +126,7 @@ def resolve(notebook: str, given: Mapping[str, Any], profile: Profile = "quick")
         if first["type"] == "extra_forbidden":
             problem, remedy = f"unknown parameter '{name}'", f"Parameters are: {', '.join(kind.model_fields)}."
         else:
-            problem = f"parameter {name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            problem = f"parameter {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
             remedy = f"It means: {kind.model_fields[name].description} (default {kind.model_fields[name].default!r})."
         raise EcdError(f"notebook '{notebook}'", problem, remedy) from error
 

@@ -20,7 +20,7 @@ from IPython.display import HTML, display
 from myst_nb import glue
 
 from ecdlib import artifacts, parameters
-from ecdlib.datasets import ROOT, data_hashes
+from ecdlib.datasets import ROOT, data_hashes, library_versions
 from ecdlib.errors import EcdError
 from ecdlib.parameters import Parameters
 
@@ -74,6 +74,9 @@ def verdict_html(artifact: artifacts.Artifact, payload: Mapping[str, Any]) -> st
     )
 
 
+_ASSIGNED: dict[str, set[str]] = {}  # names found at the first call: later cells of a live session define more
+
+
 def begin(notebook: str, namespace: dict[str, Any]) -> Run:
     """First call of every notebook: validate its parameters, show them, and return the run.
 
@@ -92,7 +95,8 @@ def begin(notebook: str, namespace: dict[str, Any]) -> Run:
         for k, v in namespace.items()
         if isinstance(v, simple) and k.islower() and not k.startswith("_") and k not in shown
     }
-    values = parameters.resolve(notebook, given)
+    names = _ASSIGNED.setdefault(notebook, set(given))
+    values = parameters.resolve(notebook, {k: v for k, v in given.items() if k in names})
     rows = "".join(
         f"<tr><td><code>{r['name']}</code></td><td><b>{html.escape(str(getattr(values, r['name'])))}</b></td>"
         f"<td>{html.escape(r['quick'])}</td><td>{html.escape(r['full'])}</td><td>{html.escape(r['meaning'])}</td></tr>"
@@ -125,12 +129,12 @@ def covered_artifacts() -> dict[str, str]:
     return found
 
 
-def cache_key(notebook: str, values: Parameters) -> str:
-    """Digest of all that an executed notebook depends on: its source and parameters, the library, data, versions."""
+def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> str:
+    """Digest of all that an executed notebook depends on: source, parameters, kernel, library, data and versions."""
     nb = nbformat.read(notebook_path(notebook), as_version=4)
     digest = hashlib.sha256()
     parts = [cell.cell_type + cell.source + json.dumps(cell.metadata, sort_keys=True) for cell in nb.cells]
-    parts += [values.model_dump_json(), json.dumps(data_hashes(), sort_keys=True), sys.version]
+    parts += [values.model_dump_json(), json.dumps([data_hashes(), library_versions()], sort_keys=True), str(kernel)]
     files = [*sorted((ROOT / "ecdlib").rglob("*.py")), ROOT / "requirements.lock", ROOT / "book" / "artifacts.csv"]
     for part in parts + [file.read_text(encoding="utf-8") for file in files]:
         digest.update(part.encode() + b"\0")
@@ -142,10 +146,17 @@ def run_folder(notebook: str, values: Parameters) -> Path:
     return BUILD / "runs" / parameters.slug(notebook, values)
 
 
-def is_current(notebook: str, values: Parameters) -> bool:
+def _meta(folder: Path) -> dict[str, Any]:
+    """What a finished run notes of itself; empty if the folder holds none."""
+    try:
+        return dict(json.loads((folder / "key.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def is_current(notebook: str, values: Parameters, kernel: str | None = None) -> bool:
     """Whether a finished run with the present sources, data and versions is there."""
-    key = run_folder(notebook, values) / "key.json"
-    return key.is_file() and json.loads(key.read_text())["key"] == cache_key(notebook, values)
+    return _meta(run_folder(notebook, values)).get("key") == cache_key(notebook, values, kernel)
 
 
 def execute(notebook: str, values: Parameters, *, kernel: str | None = None, force: bool = False) -> tuple[Path, bool]:
@@ -165,18 +176,20 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
     """
     import papermill
     from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
 
     target = run_folder(notebook, values)
-    if not force and is_current(notebook, values):
+    if not force and is_current(notebook, values, kernel):
         return target, True
-    key, started = cache_key(notebook, values), time.monotonic()
+    key, started = cache_key(notebook, values, kernel), time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("ECD_RUN_FOLDER")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # a line now and then in a log
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".running-") as name:
-        folder = Path(name)
-        os.environ["ECD_RUN_FOLDER"] = name
+        folder = Path(name) / "run"
+        folder.mkdir()
+        os.environ["ECD_RUN_FOLDER"] = str(folder)
         try:
             papermill.execute_notebook(
                 notebook_path(notebook),
@@ -197,6 +210,9 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
             what = error.evalue if error.ename == "EcdError" else f"{error.ename}: {error.evalue}"
             remedy = f"See {failed.relative_to(ROOT)}."
             raise EcdError(f"notebook '{notebook}'", what.splitlines()[0], remedy) from error
+        except (OSError, DeadKernelError) as error:
+            remedy = "Look for free disk space and memory, then run it again."
+            raise EcdError(f"notebook '{notebook}'", f"was cut off ({error})", remedy) from error
         finally:
             if before is None:
                 del os.environ["ECD_RUN_FOLDER"]
@@ -205,38 +221,40 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
         meta = {
             "notebook": notebook,
             "parameters": values.model_dump(),
+            "kernel": kernel,
             "key": key,
             "seconds": round(time.monotonic() - started, 1),
         }
         (folder / "key.json").write_text(json.dumps(meta, indent=1) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target)
+        if target.exists():
+            target.rename(Path(name) / "old")
+        folder.rename(target)
     return target, False
 
 
 def finished_runs() -> list[tuple[str, Parameters, Path, bool]]:
     """All finished runs: notebook, parameters, folder, and whether each is current."""
     runs = []
-    for key in sorted((BUILD / "runs").glob("*/key.json")):
-        meta = json.loads(key.read_text())
-        if meta["notebook"] not in parameters.NOTEBOOKS:
+    for folder in sorted((BUILD / "runs").glob("[!.]*")):
+        meta = _meta(folder)
+        if meta.get("notebook") not in parameters.NOTEBOOKS:
             continue
         try:
             profile = cast(parameters.Profile, meta["parameters"].get("profile", "quick"))
             values = parameters.resolve(meta["notebook"], meta["parameters"], profile)
         except EcdError:  # a parameter of an earlier version
             continue
-        runs.append((meta["notebook"], values, key.parent, is_current(meta["notebook"], values)))
+        runs.append((meta["notebook"], values, folder, is_current(meta["notebook"], values, meta.get("kernel"))))
     return runs
 
 
 def current_scoreboard() -> list[dict[str, Any]]:
-    """The scoreboard from the original runs (no changed parameters), quick before full.
+    """The scoreboard from the original runs (no changed parameters): current ones before stale, then full before quick.
 
     A payload of sources that have changed since carries ``stale: true``.
     """
     originals = [run for run in finished_runs() if not parameters.changed(run[0], run[1])]
-    originals.sort(key=lambda run: get_args(parameters.Profile).index(run[1].profile))
+    originals.sort(key=lambda run: (run[3], get_args(parameters.Profile).index(run[1].profile)))  # the last one counts
     rows = artifacts.scoreboard([run[2] / "results" for run in originals], covered_artifacts())
     current = {(run[0], run[1].profile): run[3] for run in originals}
     for row in rows:

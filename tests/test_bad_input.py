@@ -150,7 +150,7 @@ CHGCAR_DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: written("CHGCAR").replace(b"4   5   6", b"4   5   5"),
         "holds 120 numbers for a grid of 4x5x5",
     ),
-    "no grid": (lambda: written("CHGCAR").replace(b"   4   5   6\n", b""), "CHGCAR"),
+    "no grid": (lambda: written("CHGCAR").replace(b"   4   5   6\n", b""), "not a complete CHGCAR"),
     "grid of two numbers": (lambda: written("CHGCAR").replace(b"4   5   6", b"4   5"), "not a complete CHGCAR"),
     "grid of no memory": (
         lambda: written("CHGCAR").replace(b"4   5   6", b"400000   500000   600000"),
@@ -167,7 +167,7 @@ CHGCAR_DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: line_changed(vasp("Li"), 20, " 0.1E+01 Infinity 0.1E+01 -Infinity 0.1E+01"),
         "2 values are NaN",
     ),
-    "no charge": (lambda: written("CHGCAR")[: written("CHGCAR").index(b"0.")] + b"", "CHGCAR"),
+    "cut off after the atoms": (lambda: written("CHGCAR")[: written("CHGCAR").index(b" \n")], "not a complete CHGCAR"),
     "unknown species": (lambda: line_changed(vasp("NaCl"), 5, " Na Xx"), "unknown species Xx"),
     "no species": (
         lambda: "".join(line for i, line in enumerate(vasp("NaCl").splitlines(True)) if i != 5).encode(),
@@ -309,14 +309,16 @@ def test_a_bundled_crystal_that_is_not_there(refused, tmp_path):
     assert "no bundled density of that name. `ecd data` lists them" in said
 
 
-def test_a_store_that_is_not_there_or_lacks_the_crystal(refused, tmp_path):
+def test_a_store_that_is_not_there_or_lacks_the_crystal(refused, ecd, tmp_path):
     write_store(tmp_path / "s.h5", [small()])
     out = tmp_path / "out.cube"
     assert "no such store" in refused(tmp_path / "no.h5", "convert", f"{tmp_path / 'no.h5'}::LiH", out)
     said = refused(f"{tmp_path / 's.h5'}::NaCl", "convert", f"{tmp_path / 's.h5'}::NaCl", out)
     assert "no such crystal in this store" in said
     assert f"Name one: {tmp_path / 's.h5'}::NAME" in refused(tmp_path / "s.h5", "convert", tmp_path / "s.h5", out)
-    assert "no such store" in refused(tmp_path / "no.h5", "featurize", tmp_path / "no.h5", "-o", tmp_path / "f.h5")
+    code, _, err = ecd("featurize", tmp_path / "no.h5", "-o", tmp_path / "f.h5", "--workers", "1")
+    assert code == 2
+    assert f"{tmp_path / 'no.h5'}: no such " in err.splitlines()[-1]
 
 
 # Stores
@@ -332,7 +334,7 @@ def store_content() -> bytes:
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "text", "other HDF5", "flipped", "one bit"])
-def test_a_corrupted_store(damage, refused, tmp_path):
+def test_a_corrupted_store(damage, refused, ecd, tmp_path):
     path = tmp_path / "s.h5"
     content = store_content()
     changed = bytearray(content)
@@ -351,7 +353,11 @@ def test_a_corrupted_store(damage, refused, tmp_path):
             h["something"] = [1, 2, 3]
     said = refused(path, "convert", f"{path}::LiH", tmp_path / "out.cube")
     assert "is not a readable density store. Fetch or write it again." in said
-    assert "is not a readable density store" in refused(path, "featurize", path, "-o", tmp_path / "f.h5")
+    before = listing(tmp_path)
+    code, _, err = ecd("featurize", path, "-o", tmp_path / "f.h5", "--workers", "1")
+    assert code == 2
+    assert "is not a readable density store" in err.splitlines()[-1]
+    assert listing(tmp_path) == before
 
 
 @given(st.integers(0, 10**9), st.integers(1, 255))
@@ -440,6 +446,7 @@ def test_the_manifest_names_what_is_bundled():
         (["-p", "size=many"], "notebook 'features': parameter size = 'many'"),
         (["-p", "voxel=-1"], "notebook 'features': parameter voxel = '-1'"),
         (["-p", "size"], "-p size: is not name=value"),
+        (["-p", "profile=full"], "-p profile: a preset is no parameter. Write: --profile full"),
     ],
 )
 def test_unknown_and_ill_typed_notebook_parameters(arguments, problem, refused):

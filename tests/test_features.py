@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -289,7 +288,7 @@ def test_features_of_others_are_not_taken_for_ours(tmp_path):
 
 def test_bundled_features_come_in_the_order_asked_for_and_from_the_cache(tmp_path, monkeypatch, worked):
     monkeypatch.setattr(features, "ROOT", tmp_path)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(features, "available_cores", lambda: 1)
     values, report = bundled_features(SMALL, ["Be_194", "LiH_225"])
     assert list(report.index) == ["Be_194", "LiH_225"]
     assert sorted(s.split("::")[1] for s in worked) == ["Be_194", "LiH_225"]

@@ -212,6 +212,20 @@ def test_comparison_also_where_cell_and_grid_keep_their_size(crystal):
     assert compare_conversions(density)["converted"]
 
 
+def test_a_left_handed_cell_becomes_right_handed_and_the_crystal_is_not_mirrored(fractional, trigonometric):
+    lattice = np.array([[3, 0.1, -0.3], [0.4, 3.3, 0.2], [0.5, -0.7, -3.7]])
+    values = np.random.default_rng(0).uniform(1, 2, (4, 5, 6))
+    density = ChargeDensity(values, lattice, ("Li", "H"), np.array([[0.1, 0, 0], [0.4, 0.5, 0.6]]))
+    T, conventional = conventional_cell(density)
+    assert np.linalg.det(lattice) < 0 < np.linalg.det(conventional)
+    rotation = np.linalg.solve(T @ lattice, conventional)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    grid = (9, 8, 10)
+    converted = to_conventional(density, grid=grid)
+    np.testing.assert_allclose(converted.values, trigonometric(values, fractional(grid) @ T), atol=1e-13)
+
+
 def test_coinciding_atoms_are_refused(crystal):
     density = crystal("CsCl", (4, 4, 4)).step("moved", positions=np.zeros((2, 3)), species=("Cs", "Cs"))
     with pytest.raises(EcdError, match="do two coincide"):

@@ -1,4 +1,4 @@
-"""Models, one file each; :data:`MODELS` names those that the notebooks and the command line offer."""
+"""Models, one file each; :data:`MODELS` names those that the notebooks offer."""
 
 from collections.abc import Callable
 from typing import Any

@@ -65,7 +65,7 @@ class OctahedralConv3d(nn.Module):
 class OctahedralCNN(nn.Module):
     """A lean CNN (Table 1) with octahedral kernels; Model A has 11,641 parameters instead of 80,825.
 
-    For autocorrelations of Laue class m-3m only (space groups 200-206 are m-3: average their features first).
+    For autocorrelations of Laue class m-3m only (space groups 195-206 are m-3: average their features first).
 
     Args:
         architecture: name in :data:`ecdlib.models.lean_cnn.ARCHITECTURES`; its first layer must have 5^3 kernels and

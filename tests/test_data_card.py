@@ -1,0 +1,50 @@
+"""The data card says of the data what the data say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ecdlib.datasets import ROOT, load_crystals, load_densities
+
+CARD = (ROOT / "data" / "README.md").read_text()
+
+
+def said(*phrases: str) -> None:
+    for phrase in phrases:
+        assert phrase in CARD, phrase
+
+
+def test_sets_groups_and_wells() -> None:
+    cubic, general = load_densities("cubic"), load_densities("general")
+    groups = cubic.table["spacegroup"].value_counts()
+    said(", ".join(f"{group} ({count})" for group, count in groups.items()))
+    lowest = {store: [float(d.values.min()) for d in store] for store in (cubic, general)}
+    wells = [sum(v < 0 for v in lowest[store]) for store in (cubic, general)]
+    said(
+        f"{wells[0]} of the {len(cubic)} cubic densities are negative",
+        f"so are {wells[1]} of the {len(general)} others",
+    )
+    said(f"down to −{-min(min(v) for v in lowest.values()):.1f} e/Å³")
+    said(f"In the cubic set {(cubic.table['magnetic_moment'].abs() > 0.05).sum()} crystals carry a magnetic moment")
+    labels = general.table.index.str.rsplit("_", n=1).str[-1].astype(int)
+    said(f"for {(labels != general.table['spacegroup']).sum()} crystals")
+    assert set(cubic.names) | set(general.names) <= set(load_crystals().index)
+
+
+def test_labels_and_their_oddities() -> None:
+    crystals = load_crystals()
+    for column in ("debye_temperature", "cohesive_energy", "total_energy", "band_gap"):
+        said(f"{crystals[column].notna().sum():,}")
+    stiff = crystals["youngs_modulus"].idxmax()
+    said(f"{crystals['youngs_modulus'].max():.1f} GPa", f"Poisson ratio of {crystals['poisson_ratio'][stiff]:.3f}")
+    said(f"({(crystals['poisson_ratio'] > 0.5).sum()} entries do)")
+    K, G = crystals["bulk_modulus"].max(), crystals["shear_modulus"].max()
+    said(f"({K:.1f} GPa)", f"({G:.1f} GPa)")
+    assert 9 * K * G / (3 * K + G) < crystals["youngs_modulus"].max()
+    said(f"has −{-crystals['cohesive_energy'].min():.1f} eV/atom")
+    assert (crystals["cohesive_energy"] > 0).sum() == 1
+    assert crystals["original_split"].value_counts().to_dict() == {"train": 4847, "val": 606, "test": 606}
+    expected = 2 * crystals["shear_modulus"] * (1 + crystals["poisson_ratio"])
+    assert np.allclose(crystals["youngs_modulus"], expected, rtol=1e-6)
+    assert pd.Series(crystals.index).is_unique
