@@ -271,6 +271,17 @@ def test_a_damaged_compressed_file(suffix, pack, damage, refused, tmp_path):
     assert ("not a complete CHGCAR" if damage == "empty inside" else "damaged or cut off. Copy it again.") in said
 
 
+@pytest.mark.parametrize("at", [0.2, 0.4, 0.6, 0.8])
+def test_a_gzip_stream_that_goes_wrong_midway(at, refused, tmp_path):
+    """Ones where there were others: the stream itself becomes invalid, not only its checksum."""
+    content = bytearray(gzip.compress(vasp("Li").encode()))
+    position = int(at * len(content))
+    content[position : position + 200] = b"\xff" * 200
+    (tmp_path / "CHGCAR.gz").write_bytes(content)
+    said = refused(tmp_path / "CHGCAR.gz", "convert", tmp_path / "CHGCAR.gz", tmp_path / "out.cube")
+    assert "damaged or cut off. Copy it again." in said
+
+
 @given(st.integers(1, 10**6))
 @settings(max_examples=15)
 def test_bytes_lost_or_changed_anywhere_never_give_another_error(tmp_path_factory, seed):

@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from ecdlib import book
 from ecdlib.artifacts import load_artifacts
 from ecdlib.datasets import ROOT
 from ecdlib.parameters import NOTEBOOKS
@@ -90,6 +91,7 @@ def test_a_second_build_executes_nothing_and_a_variant_stands_beside_the_origina
     before = original.read_bytes()
     varied = ecd(checkout, "run", "baseline", "--profile", "tiny", "-p", "folds=2", "-p", "crystals=50")
     assert varied.returncode == 0, varied.stderr[-2000:]
+    assert ecd(checkout, "run", "dataset").returncode == 0  # an original of another profile
     again = ecd(checkout, "book", "--profile", "tiny")
     assert again.returncode == 0, again.stdout[-2000:]
     assert again.stdout.count("unchanged") == len(NOTEBOOKS)
@@ -97,6 +99,17 @@ def test_a_second_build_executes_nothing_and_a_variant_stands_beside_the_origina
     names = [p.name for p in (checkout / "_build/html/book/executed").glob("baseline*.html")]
     assert "baseline.html" in names
     assert any("folds-2" in name for name in names)
+    assert (checkout / "_build/html/book/executed/dataset--quick.html").is_file()
+
+
+def test_a_variant_page_keeps_its_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prose = "# Title\n\nA sentence\n(with a bracket) goes on.\n\n(label)=\n## Section"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose)])
+    nbformat.write(nb, tmp_path / "executed.ipynb")
+    monkeypatch.setattr(book, "PAGES", tmp_path)
+    book._page(tmp_path, "page--folds-2", variant="folds-2")
+    text = nbformat.read(tmp_path / "page--folds-2.ipynb", as_version=4).cells[0].source
+    assert text == "# Title — folds-2\n\nA sentence\n(with a bracket) goes on.\n\n\n## Section"
 
 
 def test_a_changed_library_makes_a_run_stale(checkout: Path) -> None:

@@ -178,6 +178,20 @@ def test_history_says_what_does_not_fit_the_new_grid(crystal, fractional):
     np.testing.assert_allclose(coarse.values[:, 0, 0], 2 + np.cos(2 * np.pi * 2 * np.arange(6) / 6), atol=1e-13)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("phase", [0.0, 0.4])
+def test_a_wave_at_the_nyquist_frequency_of_the_new_grid_keeps_what_that_grid_sees_of_it(
+    axis, phase, crystal, fractional
+):
+    """+n/2 and -n/2 are one wave there: both halves must arrive."""
+    x, coarse = fractional((12, 12, 12)), fractional((6, 6, 6))
+    density = crystal("simple cubic", 2 + np.cos(2 * np.pi * 3 * x[..., axis] + phase) * np.cos(2 * np.pi * x[..., 0]))
+    expected = 2 + np.cos(2 * np.pi * 3 * coarse[..., axis] + phase) * np.cos(2 * np.pi * coarse[..., 0])
+    if axis == 0:  # its product with the slow wave holds frequencies 2 and 4, of which 4 does not fit
+        expected = 2 + np.cos(2 * np.pi * 2 * coarse[..., 0] + phase) / 2
+    np.testing.assert_allclose(to_conventional(density, grid=(6, 6, 6)).values, expected, atol=1e-13)
+
+
 def test_default_grid_keeps_the_resolution(crystal):
     for kind, shape in itertools.product(CENTRED, [(8, 8, 8), (9, 10, 12)]):
         density = crystal(kind, shape)
