@@ -158,7 +158,7 @@ def _resume(partial: Path, settings: FeatureSettings) -> set[str]:
                 h.create_dataset(key, (0,), h5py.string_dtype(), maxshape=(None,))
     try:
         with h5py.File(partial) as h:
-            found, done = h.attrs["settings"], set(h["source"].asstr()[:])
+            found, done = h.attrs["settings"], set(h["source"].asstr()[:]) - {""}  # an entry cut off
     except BlockingIOError as error:
         raise EcdError(partial, "is being written by another run", "Wait for it, or choose another file.") from error
     except (OSError, KeyError) as error:

@@ -125,7 +125,7 @@ def correlation_figure(features: Floats, voxel: float, levels: Sequence[float]) 
     box = 2 * reach * np.eye(3)
     figure = go.Figure()
     for n, (level, colour) in enumerate(zip(levels, ("#fdd0a2", "#f16913", "#7f2704"), strict=False)):
-        vertices, faces = mesh(features, level, box, np.full(3, -reach), periodic=False)
+        vertices, faces = mesh(features, level, box, np.full(3, -reach), periodic=False, budget=40)
         figure.add_trace(_surface(vertices, faces, colour, 0.25 + 0.25 * n, f"{level:.3g} e/Å³"))
     x, y, z = (_edges(box) - reach).T
     figure.add_trace(

@@ -16,6 +16,8 @@ value_offset           values (m,) e/Å³, of each symmetry-distinct voxel, in i
                        index (C order) of its orbit
 =====================  ==========================================================================================
 
+The first 512 bytes (HDF5's user block) hold the SHA-256 of all that follows; the bundled stores have none.
+
 File attributes: ``method`` (how computed) and ``convention`` (whose valence electrons).
 """
 

@@ -271,12 +271,10 @@ def test_a_damaged_compressed_file(suffix, pack, damage, refused, tmp_path):
     assert ("not a complete CHGCAR" if damage == "empty inside" else "damaged or cut off. Copy it again.") in said
 
 
-@pytest.mark.parametrize("at", [0.2, 0.4, 0.6, 0.8])
-def test_a_gzip_stream_that_goes_wrong_midway(at, refused, tmp_path):
-    """Ones where there were others: the stream itself becomes invalid, not only its checksum."""
+def test_a_gzip_stream_that_becomes_invalid(refused, tmp_path):
+    """The stream itself cannot be decoded, which is another error than a wrong checksum."""
     content = bytearray(gzip.compress(vasp("Li").encode()))
-    position = int(at * len(content))
-    content[position : position + 200] = b"\xff" * 200
+    content[10] = 0x07  # a block of a type that does not exist
     (tmp_path / "CHGCAR.gz").write_bytes(content)
     said = refused(tmp_path / "CHGCAR.gz", "convert", tmp_path / "CHGCAR.gz", tmp_path / "out.cube")
     assert "damaged or cut off. Copy it again." in said

@@ -209,17 +209,27 @@ def partial(quietly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "f.h5.partial"
 
 
-def test_an_entry_that_was_cut_off_is_written_again(quietly, tmp_path, partial, worked):
-    """Interrupted between the parts of one entry: the source's name, written last, is not there."""
-    with h5py.File(partial, "a") as h:
-        for key in ("features", "report"):
-            h[key].resize(2, axis=0)
-    table = quietly(NAMES[:2])
-    assert worked == NAMES[1:2]
-    assert list(table.index) == NAMES[:2]
-    assert np.array_equal(
-        content(tmp_path / "f.h5")["BeCu_221"], featurize(load_density("BeCu_221"), SMALL)[0].astype("f4")
-    )
+@pytest.mark.parametrize("part", ["features", "report", "source"])
+def test_an_entry_that_was_cut_off_is_written_again(part, quietly, tmp_path, monkeypatch, worked):
+    """Interrupted between the parts of the second entry."""
+    write = h5py.Dataset.__setitem__
+
+    def cut_off(dataset: Any, index: Any, value: Any) -> None:
+        if dataset.name == f"/{part}" and index == 1:
+            raise KeyboardInterrupt
+        write(dataset, index, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py.Dataset, "__setitem__", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            quietly(NAMES)
+    worked.clear()
+    table = quietly(NAMES)
+    assert worked == NAMES[1:]
+    assert list(table.index) == NAMES
+    stored = content(tmp_path / "f.h5")
+    for name in NAMES:
+        assert np.array_equal(stored[name], featurize(load_density(name), SMALL)[0].astype(np.float32))
 
 
 def test_a_left_over_partial_of_another_run_is_not_mixed_in(quietly, partial):

@@ -182,6 +182,7 @@ def test_a_changed_parameter_is_another_cache_key():
     keys = [runs.cache_key("features", resolve("features", given_values)) for given_values in ({}, {}, {"size": 21})]
     assert keys[0] == keys[1] != keys[2]
     assert runs.cache_key("dataset", resolve("dataset", {})) not in keys
+    assert runs.cache_key("features", resolve("features", {}), kernel="gpu") not in keys
 
 
 @pytest.mark.parametrize("part", ["ecdlib/new.py", "requirements.lock", "book/artifacts.csv", "data/manifest.json"])
