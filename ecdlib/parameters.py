@@ -78,6 +78,15 @@ class FeaturesParameters(Parameters):
     sample: int = Field(40, ge=2, le=892, description="crystals on which the order of interpolation is compared")
 
 
+class ArchitecturesParameters(Parameters):
+    """Lean networks: their parameters, and the symmetry of the cube."""
+
+    tiny: ClassVar[dict[str, Any]] = {"batch": 1}
+
+    architecture: Literal["A", "B", "C"] = Field("A", description="network of Table 1 that is drawn and timed")
+    batch: int = Field(8, ge=1, le=500, description="crystals in the batch that is timed")
+
+
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
 
@@ -96,6 +105,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "preprocessing": PreprocessingParameters,
     "features": FeaturesParameters,
     "baseline": BaselineParameters,
+    "architectures": ArchitecturesParameters,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,12 +17,16 @@ from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from IPython.display import HTML
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from pymatgen.core import Element
 from scipy.ndimage import zoom
 from skimage.measure import marching_cubes
 
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.evaluation import scores
+
+if TYPE_CHECKING:
+    import torch  # heavy, and only one figure needs it
 
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#6e7781"
 
@@ -143,6 +147,39 @@ def interactive(figure: go.Figure, alt: str) -> HTML | go.Figure:
         return figure
     body = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
     return HTML(f'<div class="ecd-interactive" role="img" aria-label="{html.escape(alt, quote=True)}">{body}</div>')
+
+
+def network_diagram(ax: Axes, model: torch.nn.Module, x: torch.Tensor) -> list[tuple[int, int]]:
+    """Draw the convolutions of a network as blocks, from a forward pass of ``x (1, channels, n, n, n)``.
+
+    Returns:
+        Channels and grid edge of the input and of each convolution's output.
+    """
+    from torch import nn, no_grad
+
+    shapes, labels = [(x.shape[1], x.shape[2])], ["input"]
+
+    def note(module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        shapes.append((output.shape[1], output.shape[2]))
+        size, stride = module.kernel_size[0], module.stride[0]
+        labels.append(f"{size}×{size}×{size}" + (f"\nstride {stride}" if stride != 1 else ""))
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv3d)]
+    with no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    left = 0.0
+    for (channels, edge), label in zip(shapes, labels, strict=True):
+        width = 2 + 0.35 * channels
+        ax.add_patch(Rectangle((left, -edge / 2), width, edge, facecolor=BLUE, alpha=0.35, edgecolor=BLUE))
+        ax.text(left + width / 2, edge / 2 + 2, f"{edge}³×{channels}", ha="center", fontsize=8)
+        ax.text(left + width / 2, -edge / 2 - 3, label, ha="center", va="top", fontsize=8)
+        left += width + 9
+    ax.text(left, 0, f"average\n→ {shapes[-1][0]}", va="center", fontsize=9)
+    ax.set(xlim=(-4, left + 12), ylim=(-42, 34))
+    ax.axis("off")
+    return shapes
 
 
 def parity(ax: Axes, truth: Floats, prediction: Floats, label: str, std: Floats | None = None) -> None:
