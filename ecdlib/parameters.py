@@ -5,6 +5,7 @@ A new page is a new notebook plus one class here, listed in :data:`NOTEBOOKS`.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Mapping
@@ -151,7 +152,10 @@ def slug(notebook: str, parameters: Parameters) -> str:
     """Name of a run and its page: the notebook's, then the profile if it is not ``quick``, then what was changed."""
     parts = [notebook] + ([parameters.profile] if parameters.profile != "quick" else [])
     parts += [f"{key}-{value}" for key, value in changed(notebook, parameters).items()]
-    return "--".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
+    plain = [re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts]
+    if plain != parts:  # names that differ only in what a file name cannot hold stay apart
+        plain.append(hashlib.sha256("".join(parts).encode()).hexdigest()[:6])
+    return "--".join(plain)
 
 
 def describe(notebook: str) -> list[dict[str, str]]:
