@@ -52,6 +52,13 @@ class Artifact:
             return None
 
 
+def show(ours: object) -> str:
+    """Our numbers as tables show them: whole ones in full, others with four digits; words as they are."""
+    if isinstance(ours, list):
+        return "; ".join(f"{v:.0f}" if float(v).is_integer() else f"{v:.4g}" for v in ours)
+    return "" if ours is None else str(ours)
+
+
 @lru_cache(maxsize=1)
 def load_artifacts() -> dict[str, Artifact]:
     """All artifacts by id, in the papers' order."""

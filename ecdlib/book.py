@@ -17,7 +17,7 @@ import nbformat
 import yaml
 
 from ecdlib import parameters
-from ecdlib.artifacts import NOT_BUILT, NOT_RUN, PAPERS
+from ecdlib.artifacts import NOT_BUILT, NOT_RUN, PAPERS, show
 from ecdlib.datasets import ROOT
 from ecdlib.errors import EcdError
 from ecdlib.parameters import NOTEBOOKS, Profile
@@ -125,10 +125,6 @@ def _contents(variants: dict[str, list[str]]) -> Path:
     return path
 
 
-def _number(value: object) -> str:
-    return "; ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else str(value)
-
-
 def scoreboard_page(rows: list[dict[str, Any]]) -> str:
     """The scoreboard as a MyST page: counts for each paper, then one table per paper."""
     text = [
@@ -158,7 +154,6 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
             reason = row["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
             verdict = row["verdict"] + (" (older sources)" if row["stale"] else "")
             verdict += " (tiny profile: means nothing)" if made and made["parameters"]["profile"] == "tiny" else ""
-            ours = "" if row["ours"] is None else _number(row["ours"])
             note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
             by = ""
             if made:
@@ -173,7 +168,7 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
             text.append(
                 f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"
                 f"<small><code>{row['id']}</code></small>{note}</td><td>{html.escape(row['reported'])} "
-                f"{html.escape(row['unit'])}{tolerance}</td><td>{html.escape(ours)}</td>"
+                f"{html.escape(row['unit'])}{tolerance}</td><td>{html.escape(show(row['ours']))}</td>"
                 f"<td><b style='color:{COLOURS.get(row['verdict'], '#57606a')}'>{verdict}</b><br>"
                 f"<small>{html.escape(reason)}</small></td><td>{by}</td></tr>"
             )

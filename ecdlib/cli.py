@@ -100,6 +100,7 @@ def scoreboard(as_json: Annotated[bool, typer.Option("--json", help="print JSON"
     """Every artifact of the papers: reported, ours, tolerance, verdict, provenance."""
     from collections import Counter
 
+    from ecdlib.artifacts import show
     from ecdlib.runs import current_scoreboard
 
     rows = current_scoreboard()
@@ -107,8 +108,7 @@ def scoreboard(as_json: Annotated[bool, typer.Option("--json", help="print JSON"
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     for row in rows:
-        ours = row["ours"]
-        row["ours"] = "" if ours is None else "; ".join(f"{v:.4g}" for v in ours) if isinstance(ours, list) else ours
+        row["ours"] = show(row["ours"])
         row["tolerance"] = "" if row["tolerance"] is None else row["tolerance"]
         row["made by"] = row["provenance"]["notebook"] if row["provenance"] else ""
     _table(rows, ["id", "paper", "reported", "ours", "tolerance", "verdict", "made by"])

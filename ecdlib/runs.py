@@ -58,7 +58,7 @@ class Run:
 
 def verdict_html(artifact: artifacts.Artifact, payload: Mapping[str, Any]) -> str:
     """A line that says what the paper reports, what we get and the verdict."""
-    ours = payload["ours"] if isinstance(payload["ours"], str) else "; ".join(f"{v:.4g}" for v in payload["ours"])
+    ours = artifacts.show(payload["ours"])
     colour = {"reproduced": "#1a7f37", "partly": "#9a6700", "differs": "#b42318"}.get(payload["verdict"], "#57606a")
     failed = [name for name, held in payload["checks"].items() if not held]
     reason = payload["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
