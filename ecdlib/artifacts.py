@@ -26,6 +26,10 @@ Verdict = Literal["reproduced", "partly", "differs", "not possible here"]
 #: What the scoreboard says of artifacts without a payload.
 NOT_BUILT, NOT_RUN = "not built yet", "not run yet"
 
+#: Colour of each verdict where it is shown; grey for the others.
+COLOURS = {"reproduced": "#1a7f37", "partly": "#9a6700", "differs": "#b42318"}
+GREY = "#57606a"
+
 PAPERS = {"lean_cnn": "Lean CNN", "latentmatfusion": "LatentMatFusion", "cgcnn_elasticity": "CGCNN elasticity"}
 
 
@@ -57,6 +61,12 @@ def show(ours: object) -> str:
     if isinstance(ours, list):
         return "; ".join(f"{v:.0f}" if float(v).is_integer() else f"{v:.4g}" for v in ours)
     return "" if ours is None else str(ours)
+
+
+def explain(payload: Mapping[str, Any]) -> str:
+    """Why the verdict is not better: the reason given, and the checks that failed."""
+    failed = [name for name, held in payload["checks"].items() if not held]
+    return payload["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
 
 
 @lru_cache(maxsize=1)

@@ -17,14 +17,13 @@ import nbformat
 import yaml
 
 from ecdlib import parameters
-from ecdlib.artifacts import NOT_BUILT, NOT_RUN, PAPERS, show
+from ecdlib.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show
 from ecdlib.datasets import ROOT
 from ecdlib.errors import EcdError
 from ecdlib.parameters import NOTEBOOKS, Profile
 from ecdlib.runs import BUILD, current_scoreboard, execute, finished_runs
 
 PAGES = ROOT / "book" / "executed"
-COLOURS = {"reproduced": "#1a7f37", "partly": "#9a6700", "differs": "#b42318"}
 
 
 def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: bool = False) -> Path:
@@ -150,8 +149,6 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
         text += [f"<table class='ecd-scoreboard'><thead><tr>{heads}</tr></thead><tbody>"]
         for row in own:
             made = row["provenance"]
-            failed = [name for name, held in row["checks"].items() if not held]
-            reason = row["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
             verdict = row["verdict"] + (" (older sources)" if row["stale"] else "")
             verdict += " (tiny profile: means nothing)" if made and made["parameters"]["profile"] == "tiny" else ""
             note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
@@ -169,8 +166,8 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
                 f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"
                 f"<small><code>{row['id']}</code></small>{note}</td><td>{html.escape(row['reported'])} "
                 f"{html.escape(row['unit'])}{tolerance}</td><td>{html.escape(show(row['ours']))}</td>"
-                f"<td><b style='color:{COLOURS.get(row['verdict'], '#57606a')}'>{verdict}</b><br>"
-                f"<small>{html.escape(reason)}</small></td><td>{by}</td></tr>"
+                f"<td><b style='color:{COLOURS.get(row['verdict'], GREY)}'>{verdict}</b><br>"
+                f"<small>{html.escape(explain(row))}</small></td><td>{by}</td></tr>"
             )
         text += ["</tbody></table>", ""]
     return "\n".join(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import finufft
@@ -153,6 +154,20 @@ def _nonuniform(power: Floats, modes: list[Floats], reciprocal: Floats, x: Float
     return values.real.reshape(len(x), len(x), len(z))
 
 
+@lru_cache(maxsize=8)
+def cubic_orbits(size: int) -> NDArray[np.intp]:
+    """Orbit number of each voxel of a centred ``(size, size, size)`` grid under the 48 operations of the cube.
+
+    Orbits are numbered in order of the largest, then the middle, then the smallest of the components' sizes. Read-only.
+    """
+    distance = np.abs(np.arange(size) - size // 2)
+    components = np.sort(np.stack(np.meshgrid(distance, distance, distance, indexing="ij"), -1), axis=-1)
+    _, orbit = np.unique(components @ [1, size, size**2], return_inverse=True)
+    orbit = orbit.reshape(size, size, size)
+    orbit.flags.writeable = False
+    return orbit
+
+
 def cubic_average(features: Floats) -> Floats:
     """Values of the symmetry-distinct voxels under m-3m, each the mean over its orbit.
 
@@ -166,10 +181,6 @@ def cubic_average(features: Floats) -> Floats:
         ``(..., k)`` with k = h(h + 1)(h + 2)/6, h = (size + 1)/2 (3,276 for 51), in order of increasing |r| components.
     """
     size = features.shape[-1]
-    distance = np.abs(np.arange(size) - size // 2)
-    components = np.sort(np.stack(np.meshgrid(distance, distance, distance, indexing="ij"), -1).reshape(-1, 3), axis=1)
-    _, orbit, count = np.unique(components @ [1, size, size**2], return_inverse=True, return_counts=True)
-    flat = features.reshape(-1, size**3)
-    order = np.argsort(orbit, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
-    return (np.add.reduceat(flat[:, order], starts, axis=1) / count).reshape(*features.shape[:-3], -1)
+    orbit = cubic_orbits(size).ravel()
+    sums = np.stack([np.bincount(orbit, row) for row in features.reshape(-1, size**3)])
+    return (sums / np.bincount(orbit)).reshape(*features.shape[:-3], -1)

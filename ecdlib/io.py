@@ -67,7 +67,7 @@ def check_electrons(density: ChargeDensity) -> ChargeDensity:
         EcdError: otherwise.
     """
     count, atoms = density.n_electrons, len(density.species)
-    everything = sum(Element(s).Z for s in density.species)
+    everything = sum(density.numbers)
     whole = abs(count - round(count)) <= 0.05 + 1e-4 * count
     if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
         raise EcdError(

@@ -59,9 +59,8 @@ class Run:
 def verdict_html(artifact: artifacts.Artifact, payload: Mapping[str, Any]) -> str:
     """A line that says what the paper reports, what we get and the verdict."""
     ours = artifacts.show(payload["ours"])
-    colour = {"reproduced": "#1a7f37", "partly": "#9a6700", "differs": "#b42318"}.get(payload["verdict"], "#57606a")
-    failed = [name for name, held in payload["checks"].items() if not held]
-    reason = payload["reason"] + (f" Does not hold: {'; '.join(failed)}." if failed else "")
+    colour = artifacts.COLOURS.get(payload["verdict"], artifacts.GREY)
+    reason = artifacts.explain(payload)
     cells = [
         f"<b style='color:{colour}'>{payload['verdict']}</b>",
         f"{html.escape(artifact.where)}: {html.escape(artifact.what)}",

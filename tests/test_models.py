@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ecdlib.artifacts import load_artifacts
-from ecdlib.correlations import standardized_autocorrelation
+from ecdlib.correlations import cubic_orbits, standardized_autocorrelation
 from ecdlib.datasets import load_density
 from ecdlib.errors import EcdError
 from ecdlib.models.lean_cnn import LeanCNN, count_parameters
-from ecdlib.models.octahedral_cnn import OctahedralCNN, kernel_orbits, octant
+from ecdlib.models.octahedral_cnn import OctahedralCNN, octant
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
 
@@ -23,7 +23,7 @@ def test_published_parameter_counts() -> None:
 
 
 def test_octahedral_kernels_have_10_and_4_values_and_model_a_11641() -> None:
-    assert [kernel_orbits(k).max() + 1 for k in (1, 3, 5)] == [1, 4, 10]
+    assert [cubic_orbits(k).max() + 1 for k in (1, 3, 5)] == [1, 4, 10]
     assert count_parameters(OctahedralCNN("A")) == 11_641
 
 

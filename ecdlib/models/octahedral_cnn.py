@@ -10,20 +10,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ecdlib.correlations import cubic_orbits
 from ecdlib.density import Floats
 from ecdlib.errors import EcdError
 from ecdlib.models.lean_cnn import ARCHITECTURES
-
-
-def kernel_orbits(kernel: int) -> NDArray[np.intp]:
-    """Orbit number of each voxel of a ``kernel^3`` stencil under the 48 operations of the cube: ``(k, k, k)``."""
-    distance = np.abs(np.arange(kernel) - kernel // 2)
-    components = np.sort(np.stack(np.meshgrid(distance, distance, distance, indexing="ij"), -1), axis=-1)
-    _, orbit = np.unique(components @ [1, kernel, kernel**2], return_inverse=True)
-    return orbit.reshape(kernel, kernel, kernel)
 
 
 class OctahedralConv3d(nn.Module):
@@ -36,7 +28,7 @@ class OctahedralConv3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
         super().__init__()
-        orbit = torch.from_numpy(kernel_orbits(kernel))
+        orbit = torch.from_numpy(cubic_orbits(kernel).copy())
         self.register_buffer("orbit", orbit, persistent=False)
         self.kernel, self.stride = kernel, stride
         bound = (in_channels * kernel**3) ** -0.5
