@@ -6,11 +6,14 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ecdlib.errors import EcdError
+
+if TYPE_CHECKING:
+    from ecdlib.parameters import Parameters
 
 app = typer.Typer(
     add_completion=False,
@@ -44,6 +47,19 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+def _values(notebook: str, given: list[str] | None, profile: Profile) -> Parameters:
+    """Parameters from ``-p name=value``."""
+    from ecdlib.parameters import resolve
+
+    pairs = [text.partition("=") for text in given or []]
+    bad = [name for name, equals, _ in pairs if not equals]
+    if bad:
+        raise EcdError(f"-p {bad[0]}", "is not name=value", "Write for example: -p folds=5")
+    if any(name == "profile" for name, _, _ in pairs):
+        raise EcdError("-p profile", "a preset is no parameter", "Write: --profile full")
+    return resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
+
+
 @app.command("list")
 def list_notebooks(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the notebooks and their parameters."""
@@ -66,16 +82,9 @@ def run(
     force: Annotated[bool, typer.Option(help="run even if nothing has changed since the last run")] = False,
 ) -> None:
     """Execute one notebook with papermill; the next `ecd book` shows it beside the original."""
-    from ecdlib.parameters import resolve
     from ecdlib.runs import execute
 
-    pairs = [text.partition("=") for text in parameter or []]
-    bad = [name for name, equals, _ in pairs if not equals]
-    if bad:
-        raise EcdError(f"-p {bad[0]}", "is not name=value", "Write for example: -p folds=5")
-    if any(name == "profile" for name, _, _ in pairs):
-        raise EcdError("-p profile", "a preset is no parameter", "Write: --profile full")
-    values = resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
+    values = _values(notebook, parameter, profile)
     folder, cached = execute(notebook, values, kernel=kernel, force=force)
     print(f"{'unchanged since the last run' if cached else 'executed'}: {folder / 'executed.ipynb'}")
     print("`ecd book` shows it as a page.")
@@ -170,6 +179,28 @@ def convert(
         writers = {".cube": io.write_cube, ".npz": io.write_npz}
         writers.get(target.suffix, io.write_chgcar)(density, target)
     print(f"{density}\nwritten: {target}")
+
+
+@app.command()
+def train(
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
+    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="result file to write (.npz)")] = None,
+) -> None:
+    """Train a model with the parameters of the notebook 'training' (`ecd list`); resumes what was interrupted."""
+    from ecdlib.experiments import run_experiment, slug
+    from ecdlib.parameters import TrainingParameters
+
+    p = _values("training", parameter, profile)
+    assert isinstance(p, TrainingParameters)
+    path = out or Path(f"{slug(p)}.npz")
+    if path.suffix != ".npz":
+        raise EcdError(path, "is no name of a result file", "Let it end in .npz.")
+    result = run_experiment(p, path)
+    for target in result.meta["targets"]:
+        errors = {k: f"{v:.3g}" for k, v in result.errors(target).items() if v == v}
+        print(f"{target}: mean absolute errors {errors}")
+    print(f"written: {path}")
 
 
 @app.command()

@@ -158,9 +158,10 @@ def _nonuniform(power: Floats, modes: list[Floats], reciprocal: Floats, x: Float
 def cubic_orbits(size: int) -> NDArray[np.intp]:
     """Orbit number of each voxel of a centred ``(size, size, size)`` grid under the 48 operations of the cube.
 
-    Orbits are numbered in order of the largest, then the middle, then the smallest of the components' sizes. Read-only.
+    The centre is a voxel for an odd size, a corner of voxels for an even one. Orbits are numbered in order of the
+    largest, then the middle, then the smallest of the components' sizes. Read-only.
     """
-    distance = np.abs(np.arange(size) - size // 2)
+    distance = np.abs(2 * np.arange(size) - (size - 1))
     components = np.sort(np.stack(np.meshgrid(distance, distance, distance, indexing="ij"), -1), axis=-1)
     _, orbit = np.unique(components @ [1, size, size**2], return_inverse=True)
     orbit = orbit.reshape(size, size, size)

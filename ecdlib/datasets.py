@@ -116,6 +116,18 @@ def load_crystals() -> pd.DataFrame:
     return pd.read_csv(data_file("mp_crystals.csv"), index_col="name")
 
 
+def load_cubic_targets() -> pd.DataFrame:
+    """What the bundled cubic crystals are labelled with, indexed by name.
+
+    Columns: formula, spacegroup, bulk_modulus (GPa, Materials Project), total_energy (eV/atom, GPAW, relative to the
+    atoms of its data sets).
+    """
+    table = load_densities("cubic").table
+    return table[["formula", "spacegroup"]].assign(
+        bulk_modulus=load_crystals()["bulk_modulus"], total_energy=table["energy"] / table["n_atoms"]
+    )
+
+
 def load_structures() -> dict[str, Structure]:
     """Crystal structures: 6,059 by the names of :func:`load_crystals`, 1,943 binary ones by material id."""
     raw: dict[str, Any] = {}

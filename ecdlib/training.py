@@ -27,7 +27,8 @@ class TrainingSettings:
     batch_size: int = 50
     learning_rate: float = 5e-3  #: initial, of Adam
     first_cycle: int = 50  #: epochs until the first warm restart; the paper gives none
-    cycle_growth: int = 2  #: each cycle is that much longer than the one before
+    cycle_growth: int = 3  #: each cycle is that much longer than the one before; 50 + 150 + 450 make the paper's 650
+    precondition: bool = True  #: whiten the input of the first layer, for networks that can
     precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions; weights stay float32
     seed: int = 0  #: of the weights, the order of the samples and the dropout
     checkpoint_every: int = 10  #: epochs between checkpoints, if a file for them is given
@@ -158,9 +159,13 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         self.mean_, self.scale_ = targets.mean(0), targets.std(0)
         torch.manual_seed(self.settings.seed)
         self.module_ = self.make_module()
+        inputs = torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
+        precondition = getattr(self.module_, "precondition", None)
+        if self.settings.precondition and precondition is not None:
+            precondition(inputs)
         self.losses_ = fit(
             self.module_,
-            torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32)),
+            inputs,
             torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32)),
             self.settings,
             device=self.device,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ecdlib.correlations import cubic_orbits
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,21 @@ ARCHITECTURES: dict[str, tuple[Convolution, ...]] = {
 }
 
 
+def whitening(patches: Tensor, weights: Tensor, floor: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Matrix and centre that make the rows of ``patches (m, f)`` white: ``(patches - centre) @ matrix.T``.
+
+    Args:
+        weights: ``(m,)`` how often each row counts.
+        floor: directions with a variance below this share of the largest one stay smaller than the others.
+    """
+    share = weights.double() / weights.sum()
+    centre = share @ patches.double()
+    difference = patches.double() - centre
+    variances, directions = torch.linalg.eigh((difference * share[:, None]).T @ difference)
+    scale = (variances + floor * variances[-1]).rsqrt()
+    return (directions * scale).T.to(patches.dtype), centre.to(patches.dtype)
+
+
 class LeanCNN(nn.Module):
     """Lean CNN on standardized autocorrelations.
 
@@ -46,9 +65,14 @@ class LeanCNN(nn.Module):
         architecture: name in :data:`ARCHITECTURES`.
         dropout: probability; the paper uses dropout without giving a value.
         in_channels: 1 for the autocorrelation of √ρ.
+        size: edge of the standard grid, to unfold distinct values.
     """
 
-    def __init__(self, architecture: str = "A", dropout: float = 0.0, in_channels: int = 1):
+    orbits: Tensor
+    whiten: Tensor
+    centre: Tensor
+
+    def __init__(self, architecture: str = "A", dropout: float = 0.0, in_channels: int = 1, size: int = 51):
         super().__init__()
         layers: list[nn.Module] = []
         *hidden, last = ARCHITECTURES[architecture]
@@ -58,10 +82,45 @@ class LeanCNN(nn.Module):
             layers += [nn.PReLU(c.channels), nn.Dropout3d(dropout)]
             channels = c.channels
         self.layers = nn.Sequential(*layers, nn.Conv3d(channels, last.channels, last.kernel))
+        self.register_buffer("orbits", torch.from_numpy(cubic_orbits(size).copy()), persistent=False)
+        n = in_channels * hidden[0].kernel ** 3
+        self.register_buffer("whiten", torch.eye(n))
+        self.register_buffer("centre", torch.zeros(n))
+
+    def precondition(self, x: Tensor) -> None:
+        """Give the first layer coordinates in which its input, over ``x``, is white (sampled on up to 64 of ``x``).
+
+        See :meth:`ecdlib.models.octahedral_cnn.OctahedralCNN.precondition`.
+        """
+        first = self.layers[0]
+        assert isinstance(first, nn.Conv3d)
+        k, stride, pad = first.kernel_size[0], first.stride[0], first.kernel_size[0] // 2
+        patches = []
+        for one in self._grid(x[:: max(1, len(x) // 64)]):
+            p = F.pad(one, (pad,) * 6)
+            for axis in (1, 2, 3):
+                p = p.unfold(axis, k, 2 * stride)  # every other position
+            patches.append(p.permute(1, 2, 3, 0, 4, 5, 6).reshape(-1, len(self.centre)))
+        rows = torch.cat(patches)
+        whiten, centre = whitening(rows, torch.ones(len(rows), device=rows.device))
+        self.whiten.copy_(whiten)
+        self.centre.copy_(centre)
+
+    def _grid(self, x: Tensor) -> Tensor:
+        """Distinct values ``(batch, k)`` unfolded to ``(batch, 1, size, size, size)``; a whole grid as it is."""
+        return x[:, None, self.orbits] if x.ndim == 2 else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, in_channels, size, size, size)`` -> ``(batch, targets)``."""
-        return self.layers(x).mean((2, 3, 4))
+        """``(batch, in_channels, size, size, size)``, or distinct values ``(batch, k)``, -> ``(batch, targets)``."""
+        first, *others = self.layers
+        assert isinstance(first, nn.Conv3d)
+        assert first.bias is not None
+        kernel = first.weight.flatten(1) @ self.whiten
+        bias = first.bias - kernel @ self.centre
+        x = F.conv3d(self._grid(x), kernel.view_as(first.weight), bias, first.stride, first.padding)
+        for layer in others:
+            x = layer(x)
+        return x.mean((2, 3, 4))
 
 
 def count_parameters(model: nn.Module) -> int:

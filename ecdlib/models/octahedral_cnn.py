@@ -1,32 +1,92 @@
-"""Leaner than lean: a lean CNN with the symmetry of the cube built in, evaluated on one octant.
+"""Leaner than lean: a lean CNN with the symmetry of the cube built in, evaluated where voxels differ.
 
 The autocorrelation of a crystal of Laue class m-3m has all 48 symmetries of the cube. A network that respects them has
 kernels tied over the orbits of their voxels: 10 values instead of 125 for 5^3, 4 instead of 27 for 3^3. Then every
-feature map has the symmetry too, so one octant of it (26^3 of 51^3 voxels) determines the rest.
+feature map has the symmetry too, and it is enough to compute it at one voxel of each orbit: 455 of 26^3.
 """
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecdlib.correlations import cubic_orbits
-from ecdlib.density import Floats
-from ecdlib.errors import EcdError
-from ecdlib.models.lean_cnn import ARCHITECTURES
+from ecdlib.models.lean_cnn import ARCHITECTURES, whitening
+
+
+def neighbour_sums(size: int, kernel: int, stride: int) -> list[scipy.sparse.csr_matrix]:
+    """For each orbit of the kernel, the matrix that sums the neighbours of that orbit.
+
+    Row: distinct voxel of the layer's output; column: distinct voxel of its input ``(size, size, size)``; zeros are
+    padded outside. With these, a convolution with a tied kernel is ``sum_o S_o @ x @ w_o``.
+    """
+    of_input, of_kernel = cubic_orbits(size), cubic_orbits(kernel).ravel()
+    out_size = (size - 1) // stride + 1
+    _, first = np.unique(cubic_orbits(out_size), return_index=True)
+    rows = np.stack(np.unravel_index(first, (out_size,) * 3), -1) * stride
+    offsets = np.indices((kernel,) * 3).reshape(3, -1).T - kernel // 2
+    shape = len(rows), int(of_input.max()) + 1
+    sums = []
+    for orbit in range(int(of_kernel.max()) + 1):
+        neighbours = rows[:, None] + offsets[of_kernel == orbit]
+        row, which = np.nonzero(((neighbours >= 0) & (neighbours < size)).all(-1))
+        column = of_input[tuple(neighbours[row, which].T)]
+        sums.append(scipy.sparse.csr_matrix((np.ones(len(row)), (row, column)), shape))
+    return sums
+
+
+def _torch(matrix: Any) -> Tensor:
+    matrix = matrix.tocsr()
+    start, column, value = (torch.from_numpy(np.array(a)) for a in (matrix.indptr, matrix.indices, matrix.data))
+    with warnings.catch_warnings():  # sparse CSR is in beta, says torch
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(start, column, value.float(), size=matrix.shape, check_invariants=False)
+
+
+class _SumOfProducts(torch.autograd.Function):
+    """``sum_o S_o @ x @ w_o`` for x ``(voxels, batch, in)``, w ``(orbits, in, out)``; S is the S_o side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, sums: Tensor, transposed: Tensor) -> Tensor:
+        flat, (orbits, _, out) = x.flatten(0, 1), w.shape
+        products = x.new_empty(orbits, len(flat), out)
+        for product, matrix in zip(products, w, strict=True):
+            torch.mm(flat, matrix, out=product)
+        ctx.save_for_backward(flat, w)
+        ctx.transposed, ctx.batch = transposed, x.shape[1]
+        return (sums @ products.view(orbits * len(x), -1)).view(len(sums), x.shape[1], out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (flat, w), gradient = ctx.saved_tensors, gradients[0]
+        products = (ctx.transposed @ gradient.reshape(len(gradient), -1)).view(len(w), len(flat), -1)
+        of_w = torch.stack([flat.T @ product for product in products])
+        of_x = products[0] @ w[0].T
+        for product, matrix in zip(products[1:], w[1:], strict=True):
+            of_x.addmm_(product, matrix.T)
+        return of_x.view(-1, ctx.batch, w.shape[1]), of_w, None, None
 
 
 class OctahedralConv3d(nn.Module):
     """Convolution whose kernel is constant on the orbits of the octahedral group.
 
     The free values are scaled so that a fresh layer has the output variance of a fresh ``nn.Conv3d`` of that size.
+
+    Args:
+        size: edge of the input grid.
     """
 
     orbit: Tensor
+    sums: Tensor
+    transposed: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, size: int):
         super().__init__()
         orbit = torch.from_numpy(cubic_orbits(kernel).copy())
         self.register_buffer("orbit", orbit, persistent=False)
@@ -34,77 +94,116 @@ class OctahedralConv3d(nn.Module):
         bound = (in_channels * kernel**3) ** -0.5
         self.values = nn.Parameter(torch.empty(out_channels, in_channels, int(orbit.max()) + 1).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound))
+        parts = neighbour_sums(size, kernel, stride)
+        # few channels in: sum first, (orbits * voxels) rows; else multiply first, (orbits * voxels) columns
+        matrix = scipy.sparse.vstack(parts) if in_channels < out_channels else scipy.sparse.hstack(parts)
+        self.register_buffer("sums", _torch(matrix), persistent=False)
+        self.register_buffer("transposed", _torch(matrix.T), persistent=False)
 
     @property
     def weight(self) -> Tensor:
         """The full kernel ``(out, in, k, k, k)``."""
         return self.values[:, :, self.orbit]
 
-    def forward(self, x: Tensor, octant: bool) -> Tensor:
-        """Convolve a whole grid, or its octant with the mirror image at the inner faces and zeros at the outer ones.
+    def neighbours(self, x: Tensor) -> Tensor:
+        """Sums over the neighbours of each orbit: ``(voxels, batch, in)`` -> ``(voxels out, batch, in, orbits)``."""
+        orbits = self.values.shape[2]
+        sums = self.sums @ x.reshape(len(x), -1)
+        return sums.view(orbits, -1, *x.shape[1:]).movedim(0, -1)
 
-        On an octant, a layer of stride 2 takes the grid as symmetric about its first voxel (r = 0, reflection) and
-        leaves one that is symmetric about the face before its first voxel (replication), as do all later layers.
-        """
-        pad = self.kernel // 2
-        if not octant or not pad:
-            return F.conv3d(x, self.weight, self.bias, self.stride, padding=pad)
-        # with stride 2 the first output sits one voxel from r = 0 and reaches one voxel beyond it
-        x = F.pad(x, (1, 0) * 3, mode="reflect") if self.stride == 2 else F.pad(x, (pad, 0) * 3, mode="replicate")
-        return F.conv3d(F.pad(x, (0, pad) * 3), self.weight, self.bias, self.stride)
+    def forward(self, x: Tensor) -> Tensor:
+        """Distinct voxels ``(voxels, batch, in)`` -> ``(voxels out, batch, out)``."""
+        if self.values.shape[1] < self.values.shape[0]:
+            return self.neighbours(x).flatten(2) @ self.values.flatten(1).T + self.bias
+        if self.kernel == 1:
+            return x @ self.values[:, :, 0].T + self.bias
+        product: Tensor = _SumOfProducts.apply(x, self.values.permute(2, 1, 0).contiguous(), self.sums, self.transposed)
+        return product + self.bias
 
 
 class OctahedralCNN(nn.Module):
     """A lean CNN (Table 1) with octahedral kernels; Model A has 11,641 parameters instead of 80,825.
 
-    For autocorrelations of Laue class m-3m only (space groups 195-206 are m-3: average their features first).
+    For autocorrelations of Laue class m-3m; those of m-3 (space groups 195-206) enter averaged over the 48
+    orientations (:func:`ecdlib.correlations.cubic_average`).
 
     Args:
-        architecture: name in :data:`ecdlib.models.lean_cnn.ARCHITECTURES`; its first layer must have 5^3 kernels and
-            stride 2, all others 3^3 or 1^3 and stride 1.
+        architecture: name in :data:`ecdlib.models.lean_cnn.ARCHITECTURES`.
         dropout: probability, over whole channels.
         in_channels: number of correlations given.
+        size: edge of the standard grid.
     """
 
-    def __init__(self, architecture: str = "A", dropout: float = 0.0, in_channels: int = 1):
+    whiten: Tensor
+    centre: Tensor
+    share: Tensor
+
+    def __init__(self, architecture: str = "A", dropout: float = 0.0, in_channels: int = 1, size: int = 51):
         super().__init__()
-        convolutions, channels = [], in_channels
+        convolutions, channels, self.size = [], in_channels, size
+        edge = size
         for c in ARCHITECTURES[architecture]:
-            convolutions.append(OctahedralConv3d(channels, c.channels, c.kernel, c.stride))
-            channels = c.channels
+            convolutions.append(OctahedralConv3d(channels, c.channels, c.kernel, c.stride, edge))
+            channels, edge = c.channels, (edge - 1) // c.stride + 1
         self.convolutions = nn.ModuleList(convolutions)
         self.activations = nn.ModuleList([nn.PReLU(c.channels) for c in ARCHITECTURES[architecture][:-1]])
-        self.dropout = nn.Dropout3d(dropout)
+        self.dropout = dropout
+        counts = np.bincount(cubic_orbits(edge).ravel())
+        self.register_buffer("share", torch.from_numpy((counts / counts.sum()).astype(np.float32)), persistent=False)
+        n = in_channels * convolutions[0].values.shape[2]
+        self.register_buffer("whiten", torch.eye(n))
+        self.register_buffer("centre", torch.zeros(n))
 
-    def forward(self, x: Tensor, octant: bool = True) -> Tensor:
-        """``(batch, in_channels, n, n, n)`` -> ``(batch, targets)``.
+    def precondition(self, x: Tensor) -> None:
+        """Give the first layer coordinates in which its input, over ``x (n, ..., voxels)``, is white.
 
-        Args:
-            octant: ``x`` holds the octant x, y, z >= 0 (n = 26 for a standard grid of 51) instead of the whole grid.
+        The network stays the same function of its input with as many parameters; only the path of the optimizer
+        changes. Neighbouring voxels of an autocorrelation are so alike that it hardly gets anywhere without this.
         """
-        for convolution, activation in zip(self.convolutions, self.activations, strict=False):
-            x = self.dropout(activation(convolution(x, octant)))
-        return self.convolutions[-1](x, octant).mean((2, 3, 4))
+        first: Any = self.convolutions[0]
+        patches = first.neighbours(self._distinct(x)).flatten(2).flatten(0, 1)
+        weights = torch.from_numpy(np.bincount(cubic_orbits((self.size - 1) // first.stride + 1).ravel()))
+        whiten, centre = whitening(patches, weights.repeat_interleave(len(x)).to(x.device))
+        self.whiten.copy_(whiten)
+        self.centre.copy_(centre)
+        with torch.no_grad():  # each of the few white inputs counts as much as all voxels of a kernel did together
+            first.values.mul_((first.kernel**3 / first.values.shape[2]) ** 0.5)
 
+    def _distinct(self, x: Tensor) -> Tensor:
+        """``(batch, voxels)`` or ``(batch, in, voxels)`` -> ``(voxels, batch, in)``."""
+        return (x[:, None] if x.ndim == 2 else x).permute(2, 0, 1)
 
-def octant(features: Floats) -> Floats:
-    """The octant x, y, z >= 0 of standardized autocorrelations: ``(..., size, size, size)`` -> ``(..., h, h, h)``.
+    def kernels(self) -> list[tuple[Tensor, Tensor]]:
+        """Full kernels ``(out, in, k, k, k)`` and biases of the equivalent ordinary convolutions."""
+        convolutions: list[Any] = list(self.convolutions)
+        first = convolutions[0]
+        values = (first.values.flatten(1) @ self.whiten).view_as(first.values)
+        bias = first.bias - values.flatten(1) @ self.centre
+        return [(values[:, :, first.orbit], bias)] + [(c.weight, c.bias) for c in convolutions[1:]]
 
-    h = (size + 1)/2.
+    def _whole(self, x: Tensor) -> Tensor:
+        for n, (weight, bias) in enumerate(self.kernels()):
+            if n:
+                x = F.dropout3d(self.activations[n - 1](x), self.dropout, self.training)
+            c: Any = self.convolutions[n]
+            x = F.conv3d(x, weight, bias, c.stride, padding=c.kernel // 2)
+        return x.mean((2, 3, 4))
 
-    Raises:
-        EcdError: a size for which the stride-2 layer does not meet the mirror plane symmetrically, or features without
-            the symmetry of m-3m (to 1e-5 of their largest value).
-    """
-    size = features.shape[-1]
-    if size % 4 != 3:
-        raise EcdError(f"size={size}", "an octant with stride 2 needs a size of 4 k + 3", "Take 51, as the paper does.")
-    limit = 1e-5 * np.abs(features).max()
-    turned = [np.flip(features, -1), np.flip(features, -2), np.flip(features, -3)]
-    turned += [features.swapaxes(-1, -2), features.swapaxes(-2, -3)]
-    if any(np.abs(features - other).max() > limit for other in turned):
-        raise EcdError(
-            "autocorrelation", "lacks the symmetry of Laue class m-3m", "Use a model for any symmetry, or average it."
-        )
-    h = size // 2
-    return np.ascontiguousarray(features[..., h:, h:, h:])
+    def forward(self, x: Tensor) -> Tensor:
+        """Distinct values ``(batch, k)`` or ``(batch, in, k)`` -> ``(batch, targets)``.
+
+        The values are those of :func:`ecdlib.correlations.cubic_average` (k = 3,276 for a grid of 51). A whole grid
+        ``(batch, in, size, size, size)`` is convolved in the ordinary way and gives the same.
+        """
+        if x.ndim == 5:
+            return self._whole(x)
+        x = self._distinct(x)
+        first: Any = self.convolutions[0]
+        x = (first.neighbours(x).flatten(2) - self.centre) @ (first.values.flatten(1) @ self.whiten).T + first.bias
+        activations: list[Any] = list(self.activations)
+        for activation, convolution in zip(activations, list(self.convolutions)[1:], strict=True):
+            x = F.prelu(x.flatten(0, 1), activation.weight).view_as(x)
+            if self.training and self.dropout:
+                x = x * F.dropout(torch.ones_like(x[:1]), self.dropout)
+            x = convolution(x)
+        return torch.tensordot(self.share, x, 1)

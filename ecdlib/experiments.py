@@ -1,0 +1,234 @@
+"""Experiments: train a model by the papers' protocols and keep every prediction, with splits and provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.signal import resample
+from sklearn.model_selection import KFold
+
+from ecdlib.artifacts import provenance
+from ecdlib.datasets import ROOT, load_cubic_targets, load_densities
+from ecdlib.density import Floats
+from ecdlib.errors import EcdError, atomic_write
+from ecdlib.features import FeatureSettings, bundled_features
+from ecdlib.models import MODELS
+from ecdlib.parameters import TrainingParameters
+from ecdlib.preprocess import redistribute_negative_charge, to_conventional
+from ecdlib.training import TorchRegressor, TrainingSettings
+
+#: Results that ship with the project, each made by ``ecd train``.
+RESULTS = ROOT / "data" / "results"
+UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All predictions of one experiment; arrays are ``(crystals, targets)``, NaN where there is no prediction."""
+
+    names: NDArray[np.str_]  #: crystals
+    fold: NDArray[np.int8]  #: tenth that each crystal belongs to; the first (0) is the test set
+    truth: Floats
+    fitted: Floats  #: by the model trained on all but the test set: train and test predictions
+    validated: Floats  #: 9-fold cross-validation within the nine tenths: each by the model that has not seen its tenth
+    crossed: Floats  #: 10-fold cross-validation over all crystals
+    losses: Floats  #: training loss of each epoch of the model trained on nine tenths; empty for other models
+    meta: dict[str, Any]  #: parameters, targets, seconds, provenance
+
+    @property
+    def test(self) -> NDArray[np.bool_]:
+        """Mask of the test set."""
+        return self.fold == 0
+
+    def errors(self, target: str) -> dict[str, float]:
+        """Mean absolute errors as in Table 2 (``CV``, ``train``, ``test``), test RMSE and NMAE, ``10-fold`` MAE."""
+        t = self.meta["targets"].index(target)
+        truth, error = self.truth[:, t], np.abs(self.fitted - self.truth)[:, t]
+        return {
+            "CV": float(np.nanmean(np.abs(self.validated - self.truth)[:, t])) if self.has_cv else np.nan,
+            "train": float(error[~self.test].mean()),
+            "test": float(error[self.test].mean()),
+            "test RMSE": float(np.sqrt((error[self.test] ** 2).mean())),
+            "test NMAE": float(error[self.test].mean() / abs(truth[self.test].mean()) * 100),
+            "10-fold": float(np.abs(self.crossed - self.truth)[:, t].mean()),
+        }
+
+    @property
+    def has_cv(self) -> bool:
+        """Whether the 9-fold cross-validation was made."""
+        return bool(np.isfinite(self.validated).any())
+
+
+def slug(p: TrainingParameters) -> str:
+    """Name of an experiment's file: model, target, seed, and epochs for networks."""
+    return f"{p.model}--{p.target}--{p.epochs}--seed{p.seed}"
+
+
+def inputs(p: TrainingParameters, names: list[str]) -> Any:
+    """What the model takes, for crystals of the cubic store: ``(n, ...)``."""
+    kind = MODELS[p.model].inputs
+    if kind == "correlations":
+        features, report = bundled_features(FeatureSettings(size=p.size, voxel=p.voxel))
+        return features[report.index.get_indexer(pd.Index(names))]
+    store = load_densities("cubic")
+    if kind == "composition":
+        return store.table.loc[names, "formula"].to_numpy()
+    grids = []
+    for name in names:
+        cell = redistribute_negative_charge(to_conventional(store[name])).density
+        values = cell.values
+        for axis in range(3):
+            values = resample(values, p.grid, axis=axis)
+        grids.append(values.astype(np.float32))
+    return np.stack(grids)[:, None]
+
+
+def build(p: TrainingParameters, checkpoint: Path | None = None, progress: bool = True) -> Any:
+    """Unfitted estimator with the settings of an experiment."""
+    settings = TrainingSettings(
+        epochs=p.epochs,
+        batch_size=p.batch_size,
+        learning_rate=p.learning_rate,
+        first_cycle=p.first_cycle,
+        cycle_growth=p.cycle_growth,
+        precondition=p.precondition,
+        precision=p.precision,
+        seed=p.seed,
+    )
+    size = p.grid if MODELS[p.model].inputs == "density" else p.size
+    model = MODELS[p.model].build(settings, size, p.dropout)
+    if isinstance(model, TorchRegressor):
+        path = None if checkpoint is None else str(checkpoint)
+        model.set_params(device=p.device, checkpoint=path, progress=progress)
+    return model
+
+
+def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train", progress: bool = True) -> Experiment:
+    """Train and predict by the paper's protocol, and write the result.
+
+    The crystals are dealt into ten parts (shuffled, seeded); the first is the test set. Everything that is fitted is
+    fitted on the training part. After an interruption, the same call goes on where it stopped.
+
+    Args:
+        p: ``protocol`` chooses what is done besides the split into nine tenths and one.
+        out: file to write (``.npz``).
+        name: of the notebook or command, for the provenance.
+
+    Raises:
+        EcdError: a model and target that do not fit, or what an interrupted run of other parameters left.
+    """
+    targets = list(UNITS) if p.target == "both" else [p.target]
+    if len(targets) != MODELS[p.model].targets:
+        remedy = "Models C take target=both, the others one target."
+        raise EcdError(f"model={p.model} target={p.target}", "do not fit together", remedy)
+    labels = load_cubic_targets()
+    if p.crystals:
+        labels = labels.sample(min(p.crystals, len(labels)), random_state=p.seed).sort_index()
+    names, truth = list(labels.index), labels[targets].to_numpy(dtype=float)
+    fold = np.empty(len(names), dtype=np.int8)
+    for number, (_, part) in enumerate(KFold(10, shuffle=True, random_state=p.seed).split(names)):
+        fold[part] = number
+    fits = [("fitted", 0)]
+    fits += [("validated", k) for k in range(1, 10)] if p.protocol != "split" else []
+    fits += [("crossed", k) for k in range(1, 10)] if p.protocol == "10-fold" else []
+
+    X = inputs(p, names)
+    partial, checkpoint = out.with_suffix(".partial.npz"), out.with_suffix(".checkpoint")
+    done = _load_partial(partial, p)
+    started = time.perf_counter()
+    for number, (kind, k) in enumerate(fits, 1):
+        key = f"{kind}-{k}"
+        if key in done:
+            continue
+        train = fold != k if kind != "validated" else (fold != k) & (fold != 0)
+        begun = time.perf_counter()
+        if progress:
+            print(f"[{number}/{len(fits)}] {p.model}, {p.target}: {kind}, {train.sum()} crystals", flush=True)
+        model = build(p, checkpoint, progress).fit(X[train], truth[train] if len(targets) > 1 else truth[train, 0])
+        predicted = np.full(truth.shape, np.nan)
+        shown = np.ones(len(names), bool) if kind == "fitted" else fold == k
+        predicted[shown] = np.asarray(model.predict(X[shown])).reshape(-1, len(targets))
+        done[key] = predicted
+        done[f"seconds-{key}"] = np.array(time.perf_counter() - begun)
+        if kind == "fitted":
+            done |= _inside(model)
+        with atomic_write(partial) as temporary:
+            np.savez(temporary, **done)
+    meta = {
+        "targets": targets,
+        "parameters": p.model_dump(),
+        "fits": len(fits),
+        "seconds_per_fit": float(done["seconds-fitted-0"]),
+        "provenance": provenance(name, p.model_dump(), time.perf_counter() - started),
+    }
+    arrays = {k: v for k, v in done.items() if k == "losses" or k.startswith("weights/")}
+    predictions = {kind: _join(done, kind, truth.shape) for kind in ("fitted", "validated", "crossed")}
+    if p.protocol == "10-fold":
+        predictions["crossed"][fold == 0] = predictions["fitted"][fold == 0]
+    else:
+        predictions["crossed"][:] = np.nan
+    small: Any = {key: value.astype(np.float32) for key, value in predictions.items()}
+    with atomic_write(out) as temporary:
+        np.savez_compressed(
+            temporary, names=np.array(names), fold=fold, truth=truth, **small, **arrays, meta=np.array(json.dumps(meta))
+        )
+    partial.unlink()
+    return load_experiment(out)
+
+
+def _inside(model: Any) -> dict[str, Any]:
+    """Losses and weights of a network; nothing of other models."""
+    if not isinstance(model, TorchRegressor):
+        return {}
+    weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items()}
+    return {"losses": np.array(model.losses_, dtype=np.float32)} | weights
+
+
+def _join(done: dict[str, Any], kind: str, shape: tuple[int, ...]) -> Floats:
+    joined: Floats = np.full(shape, np.nan)
+    for key in (key for key in done if key.startswith(f"{kind}-")):
+        joined = np.where(np.isnan(done[key]), joined, done[key])
+    return joined
+
+
+def _load_partial(path: Path, p: TrainingParameters) -> dict[str, Any]:
+    """What an interrupted run has finished; starts with its parameters."""
+    label = np.array(p.model_dump_json())
+    if not path.is_file():
+        return {"parameters": label}
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            found = dict(z)
+    except (OSError, ValueError) as error:
+        raise EcdError(path, "is left from an interrupted run and damaged", "Remove it and run again.") from error
+    if found.get("parameters") != label:
+        raise EcdError(path, "holds an interrupted run of other parameters", "Remove it, or use its parameters.")
+    return found
+
+
+def load_experiment(path: str | os.PathLike[str]) -> Experiment:
+    """Read what :func:`run_experiment` wrote.
+
+    Raises:
+        EcdError: missing or damaged file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            fields = ("names", "fold", "truth", "fitted", "validated", "crossed")
+            losses = z["losses"] if "losses" in z else np.array([])
+            return Experiment(**{f: z[f] for f in fields}, losses=losses, meta=json.loads(str(z["meta"])))
+    except (OSError, KeyError, ValueError) as error:
+        raise EcdError(path, "is no readable result", "Make it with `ecd train`.") from error
+
+
+def load_results() -> dict[str, Experiment]:
+    """All experiments that ship with the project, by the name of their file."""
+    return {path.stem: load_experiment(path) for path in sorted(RESULTS.glob("*.npz"))}
