@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
 from ecdlib.artifacts import load_artifacts
-from ecdlib.correlations import cubic_orbits, standardized_autocorrelation
+from ecdlib.correlations import cubic_average, cubic_orbits, standardized_autocorrelation
 from ecdlib.datasets import load_density
-from ecdlib.errors import EcdError
-from ecdlib.models.lean_cnn import LeanCNN, count_parameters
-from ecdlib.models.octahedral_cnn import OctahedralCNN, octant
+from ecdlib.models import MODELS
+from ecdlib.models.forest import magpie_features
+from ecdlib.models.lean_cnn import LeanCNN, count_parameters, whitening
+from ecdlib.models.literature_cnn import Mirzaee, Zhao
+from ecdlib.models.octahedral_cnn import OctahedralCNN, neighbour_sums
+from ecdlib.parameters import TrainingParameters
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
 
@@ -34,13 +39,36 @@ def features() -> np.ndarray:
 
 
 @pytest.mark.parametrize("architecture", ["A", "B"])
-def test_octant_gives_what_the_whole_grid_gives(features: np.ndarray, architecture: str) -> None:
+def test_distinct_voxels_give_what_the_whole_grid_gives(features: np.ndarray, architecture: str) -> None:
     torch.manual_seed(0)
     model = OctahedralCNN(architecture).double().eval()
+    distinct = torch.from_numpy(cubic_average(features))[None]
+    model.precondition(distinct)
     with torch.no_grad():
-        whole = model(torch.from_numpy(features)[None, None], octant=False)
-        eighth = model(torch.from_numpy(octant(features))[None, None])
-    assert torch.allclose(whole, eighth, rtol=1e-10, atol=0)
+        whole = model(torch.from_numpy(features)[None, None])
+        few = model(distinct)
+    assert torch.allclose(whole, few, rtol=1e-6, atol=0)  # the shares of the average are single precision
+
+
+def test_gradients_on_distinct_voxels_are_those_of_the_whole_grid() -> None:
+    torch.manual_seed(0)
+    model = OctahedralCNN("A", size=11).double()
+    distinct = torch.rand(3, int(cubic_orbits(11).max()) + 1, dtype=torch.float64)
+    gradients = []
+    for x in (distinct, distinct[:, None, torch.from_numpy(cubic_orbits(11).copy())]):
+        model.zero_grad()
+        model(x).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-5, atol=1e-9)
+
+
+def test_every_neighbour_is_summed_once() -> None:
+    for size, kernel, stride in ((51, 5, 2), (26, 3, 1), (7, 1, 1)):
+        sums = neighbour_sums(size, kernel, stride)
+        inside = np.array(sum(s.sum(axis=1) for s in sums)).ravel()
+        assert inside.max() == kernel**3  # away from the border
+        assert inside.min() == ((kernel + 1) // 2) ** 3 or stride > 1  # in the corner
+        assert sums[0].shape == (cubic_orbits((size - 1) // stride + 1).max() + 1, cubic_orbits(size).max() + 1)
 
 
 def test_network_is_invariant_under_the_48_operations_of_any_input() -> None:
@@ -48,11 +76,11 @@ def test_network_is_invariant_under_the_48_operations_of_any_input() -> None:
     model = OctahedralCNN("A").double().eval()
     x = torch.rand(1, 1, 19, 19, 19, dtype=torch.float64)
     with torch.no_grad():
-        reference = model(x, octant=False)
+        reference = model(x)
         for axes in ((2, 3, 4), (2, 4, 3), (3, 2, 4), (3, 4, 2), (4, 2, 3), (4, 3, 2)):
             for flip in ((), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)):
                 turned = x.permute(0, 1, *axes).flip(flip)
-                assert torch.allclose(model(turned, octant=False), reference, rtol=1e-10, atol=0)
+                assert torch.allclose(model(turned), reference, rtol=1e-10, atol=0)
 
 
 def test_tied_kernels_equal_an_ordinary_network_with_the_same_weights(features: np.ndarray) -> None:
@@ -61,17 +89,51 @@ def test_tied_kernels_equal_an_ordinary_network_with_the_same_weights(features: 
     plain = LeanCNN("A").double().eval()
     with torch.no_grad():
         targets = [m for m in plain.layers if isinstance(m, torch.nn.Conv3d)]
-        for source, target in zip(tied.convolutions, targets, strict=True):
-            target.weight.copy_(source.weight)
-            target.bias.copy_(source.bias)
-        x = torch.from_numpy(features)[None, None]
-        assert torch.allclose(plain(x), tied(x, octant=False), rtol=1e-10, atol=0)
+        for (weight, bias), target, slopes in zip(tied.kernels(), targets, [*tied.activations, None], strict=True):
+            target.weight.copy_(weight)
+            target.bias.copy_(bias)
+            assert slopes is None or (slopes.weight == 0.25).all()
+        distinct = torch.from_numpy(cubic_average(features))[None]
+        assert torch.allclose(plain(distinct), tied(distinct), rtol=1e-6, atol=0)
 
 
-def test_octant_refuses_what_has_not_the_symmetry(features: np.ndarray) -> None:
-    skew = features.copy()
-    skew[30, 25, 25] += 0.01 * features.max()
-    with pytest.raises(EcdError, match="m-3m"):
-        octant(skew)
-    with pytest.raises(EcdError, match="4 k \\+ 3"):
-        octant(features[1:-1, 1:-1, 1:-1])
+@pytest.mark.parametrize("kind", [LeanCNN, OctahedralCNN])
+def test_whitening_changes_the_coordinates_and_not_the_function(kind: type[LeanCNN | OctahedralCNN]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(8, int(cubic_orbits(11).max()) + 1, dtype=torch.float64).cumsum(1)
+    plain, white = kind("A", size=11).double(), kind("A", size=11).double()
+    white.precondition(x)
+    first = white.convolutions[0] if isinstance(white, OctahedralCNN) else white.layers[0]
+    weight = first.values if isinstance(white, OctahedralCNN) else first.weight
+    with torch.no_grad():
+        white.load_state_dict(plain.state_dict() | {"whiten": white.whiten, "centre": white.centre})
+        kernel = weight.flatten(1).clone()
+        weight.copy_((kernel @ torch.linalg.inv(white.whiten)).view_as(weight))
+        first.bias.add_(kernel @ white.centre)
+        assert torch.allclose(plain(x), white(x), rtol=1e-8, atol=1e-12)
+    assert count_parameters(plain) == count_parameters(white)
+
+
+def test_whitened_rows_are_white() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(500, 4, dtype=torch.float64) @ torch.diag(torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)) + 7
+    matrix, centre = whitening(rows, torch.ones(500), floor=0)
+    white = (rows - centre) @ matrix.T
+    assert torch.allclose(white.T @ white / 500, torch.eye(4, dtype=torch.float64), atol=1e-10)
+
+
+def test_literature_networks_have_the_size_that_their_page_says() -> None:
+    assert count_parameters(Zhao(24)) == 1_998_633
+    assert count_parameters(Mirzaee(24)) == 69_664 + 1728 * 2048 + 2048 + 2048 * 1024 + 1024 + 1025
+    assert Zhao(24)(torch.rand(2, 1, 24, 24, 24)).shape == (2, 1)
+
+
+def test_magpie_features_do_not_depend_on_how_a_formula_is_written() -> None:
+    a, b, c = magpie_features(["NaCl", "Na2Cl2", "XeF2"])
+    assert len(a) == 132
+    assert np.allclose(a, b)
+    assert np.isfinite(c).all()  # a property missing for Xe is filled in
+
+
+def test_every_model_can_be_chosen_as_a_parameter() -> None:
+    assert set(get_args(TrainingParameters.model_fields["model"].annotation)) == set(MODELS)

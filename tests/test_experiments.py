@@ -1,0 +1,114 @@
+"""Experiments: honest splits, complete predictions, resumed after an interruption, one line for what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecdlib import experiments
+from ecdlib.datasets import load_cubic_targets
+from ecdlib.errors import EcdError
+from ecdlib.experiments import load_experiment, run_experiment, slug
+from ecdlib.parameters import TrainingParameters, resolve
+
+SMALL = {"crystals": 40, "size": 19, "voxel": 0.5, "epochs": 2}
+
+
+def parameters(**given: object) -> TrainingParameters:
+    p = resolve("training", SMALL | given)
+    assert isinstance(p, TrainingParameters)
+    return p
+
+
+@pytest.fixture
+def small_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random features: what is learned does not matter here, and nothing is computed."""
+    k = 10 * 11 * 12 // 6
+
+    def fake(p: TrainingParameters, names: list[str]) -> np.ndarray:
+        return np.random.default_rng(0).random((len(names), k)).cumsum(1)
+
+    monkeypatch.setattr(experiments, "inputs", fake)
+
+
+@pytest.mark.usefixtures("small_features")
+def test_each_crystal_is_predicted_by_models_that_have_not_seen_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[float]] = []
+
+    class Spy:
+        """Predicts the rank of the fit, so that each prediction says which model made it."""
+
+        def fit(self, X: np.ndarray, y: np.ndarray) -> Spy:
+            self.rank = len(seen)
+            seen.append(set(X[:, -1]))
+            return self
+
+        def predict(self, X: np.ndarray) -> np.ndarray:
+            return np.full(len(X), float(self.rank))
+
+    monkeypatch.setattr(experiments, "build", lambda *_: Spy())
+    p = parameters(model="pca-gpr", protocol="10-fold")
+    result = run_experiment(p, tmp_path / "r.npz", progress=False)
+    last = experiments.inputs(p, list(result.names))[:, -1]
+    assert len(seen) == 19
+    assert np.bincount(result.fold).tolist() == [4] * 10
+    for i in range(len(last)):
+        assert last[i] not in seen[int(result.crossed[i, 0])]
+        if not result.test[i]:
+            assert last[i] not in seen[int(result.validated[i, 0])]
+            assert not seen[int(result.validated[i, 0])] & set(last[result.test])
+    assert np.isnan(result.validated[result.test]).all()
+    assert (result.fitted == 0).all()
+
+
+@pytest.mark.usefixtures("small_features")
+def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, out = parameters(protocol="9-fold"), tmp_path / "r.npz"
+    whole = run_experiment(p, tmp_path / "whole.npz", progress=False)
+    build, built = experiments.build, 0
+
+    def counting(*arguments: object) -> object:
+        nonlocal built
+        built += 1
+        if built == 4:
+            raise KeyboardInterrupt
+        return build(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(experiments, "build", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(p, out, progress=False)
+    assert not out.exists()
+    with pytest.raises(EcdError, match="other parameters"):
+        run_experiment(parameters(seed=1, protocol="9-fold"), out, progress=False)
+    resumed = run_experiment(p, out, progress=False)
+    assert built == 4 + 7
+    assert np.array_equal(resumed.validated, whole.validated, equal_nan=True)
+    assert np.array_equal(resumed.fitted, whole.fitted)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["r.npz", "whole.npz"]
+
+
+@pytest.mark.usefixtures("small_features")
+def test_two_targets_at_once(tmp_path: Path) -> None:
+    result = run_experiment(parameters(model="octahedral-c", target="both"), tmp_path / "r.npz", progress=False)
+    labels = load_cubic_targets().loc[result.names]
+    assert np.allclose(result.truth, labels[["bulk_modulus", "total_energy"]])
+    assert set(result.errors("total_energy")) == set(result.errors("bulk_modulus"))
+    assert len(result.losses) == 2
+    with pytest.raises(EcdError, match="do not fit together"):
+        run_experiment(parameters(model="octahedral-c"), tmp_path / "s.npz", progress=False)
+    with pytest.raises(EcdError, match="do not fit together"):
+        run_experiment(parameters(target="both"), tmp_path / "s.npz", progress=False)
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    path = tmp_path / f"{slug(parameters())}.npz"
+    path.write_bytes(b"nothing")
+    with pytest.raises(EcdError, match="octahedral-a--bulk_modulus"):
+        load_experiment(path)
+    path.with_suffix(".partial.npz").write_bytes(b"nothing")
+    with pytest.raises(EcdError, match="damaged"):
+        run_experiment(parameters(), path, progress=False)
