@@ -19,11 +19,10 @@ from ecdlib.artifacts import provenance
 from ecdlib.datasets import ROOT, load_cubic_targets, load_densities
 from ecdlib.density import Floats
 from ecdlib.errors import EcdError, atomic_write
-from ecdlib.features import FeatureSettings, bundled_features
+from ecdlib.features import QUANTILE_NAMES, FeatureSettings, bundled_features
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
-from ecdlib.training import TorchRegressor, TrainingSettings
 
 #: Results that ship with the project, each made by ``ecd train``.
 RESULTS = ROOT / "data" / "results"
@@ -75,9 +74,11 @@ def slug(p: TrainingParameters) -> str:
 def inputs(p: TrainingParameters, names: list[str]) -> Any:
     """What the model takes, for crystals of the cubic store: ``(n, ...)``."""
     kind = MODELS[p.model].inputs
-    if kind == "correlations":
+    if kind in ("correlations", "statistics"):
         features, report = bundled_features(FeatureSettings(size=p.size, voxel=p.voxel))
-        return features[report.index.get_indexer(pd.Index(names))]
+        rows = report.index.get_indexer(pd.Index(names))
+        quantiles = report[list(QUANTILE_NAMES)].to_numpy()[rows]
+        return features[rows] if kind == "correlations" else np.hstack([features[rows], quantiles])
     store = load_densities("cubic")
     if kind == "composition":
         return store.table.loc[names, "formula"].to_numpy()
@@ -93,21 +94,9 @@ def inputs(p: TrainingParameters, names: list[str]) -> Any:
 
 def build(p: TrainingParameters, checkpoint: Path | None = None, progress: bool = True) -> Any:
     """Unfitted estimator with the settings of an experiment."""
-    settings = TrainingSettings(
-        epochs=p.epochs,
-        batch_size=p.batch_size,
-        learning_rate=p.learning_rate,
-        first_cycle=p.first_cycle,
-        cycle_growth=p.cycle_growth,
-        precondition=p.precondition,
-        precision=p.precision,
-        seed=p.seed,
-    )
-    size = p.grid if MODELS[p.model].inputs == "density" else p.size
-    model = MODELS[p.model].build(settings, size, p.dropout)
-    if isinstance(model, TorchRegressor):
-        path = None if checkpoint is None else str(checkpoint)
-        model.set_params(device=p.device, checkpoint=path, progress=progress)
+    model = MODELS[p.model].build(p)
+    if hasattr(model, "checkpoint"):
+        model.checkpoint, model.progress = None if checkpoint is None else str(checkpoint), progress
     return model
 
 
@@ -186,7 +175,7 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
 
 def _inside(model: Any) -> dict[str, Any]:
     """Losses and weights of a network; nothing of other models."""
-    if not isinstance(model, TorchRegressor):
+    if not hasattr(model, "module_"):
         return {}
     weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items()}
     return {"losses": np.array(model.losses_, dtype=np.float32)} | weights

@@ -17,13 +17,16 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ecdlib.correlations import Field, cubic_average, standardized_autocorrelation
+from ecdlib.correlations import QUANTILES, Field, cubic_average, density_quantiles, standardized_autocorrelation
 from ecdlib.datasets import ROOT, available_cores, data_file, library_versions
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.io import read_density
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 from ecdlib.store import DensityStore, sha256
+
+#: Columns of the report that hold :func:`ecdlib.correlations.density_quantiles`.
+QUANTILE_NAMES = tuple(f"quantile {q:g}" for q in QUANTILES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
     Returns:
         ``(size, size, size)`` features, and a row for the report: electrons and electrons moved out of negative
         regions, per input cell; peak and minimum (e/Å³) before and after the conversion, minimum after filling;
-        clusters in the conventional cell, layers.
+        clusters in the conventional cell, layers, quantiles of the filled density (e/Å³).
 
     Raises:
         EcdError: a density that cannot be converted.
@@ -65,6 +68,7 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
         "moved": filled.moved / multiple,
         "clusters": filled.clusters,
         "layers": filled.layers,
+        **dict(zip(QUANTILE_NAMES, map(float, density_quantiles(filled.density)), strict=True)),
     }
     return standardized_autocorrelation(filled.density, settings.size, settings.voxel, settings.field), row
 

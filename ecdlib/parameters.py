@@ -105,6 +105,7 @@ class TrainingParameters(Parameters):
         "zhao",
         "mirzaee",
         "pca-gpr",
+        "density-gpr",
         "magpie-forest",
     ] = Field("octahedral-a", description="what is trained")
     target: Literal["bulk_modulus", "total_energy", "both"] = Field(

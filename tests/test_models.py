@@ -12,6 +12,7 @@ from ecdlib.artifacts import load_artifacts
 from ecdlib.correlations import cubic_average, cubic_orbits, standardized_autocorrelation
 from ecdlib.datasets import load_density
 from ecdlib.models import MODELS
+from ecdlib.models.density_gpr import DensityGPR
 from ecdlib.models.forest import magpie_features
 from ecdlib.models.lean_cnn import LeanCNN, count_parameters, whitening
 from ecdlib.models.literature_cnn import Mirzaee, Zhao
@@ -137,3 +138,39 @@ def test_magpie_features_do_not_depend_on_how_a_formula_is_written() -> None:
 
 def test_every_model_can_be_chosen_as_a_parameter() -> None:
     assert set(get_args(TrainingParameters.model_fields["model"].annotation)) == set(MODELS)
+
+
+def test_gaussian_process_agrees_with_scikit_learn_and_survives_storage() -> None:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    rng = np.random.default_rng(0)
+    X = np.exp(rng.normal(size=(60, 30)) @ np.diag(np.linspace(1, 0.1, 30)))
+    y = np.exp(np.log(X[:, 0]) + 0.5 * np.log(X[:, -1]) + 0.05 * rng.normal(size=60)) * 50
+    model = DensityGPR(5, log_target=True).fit(X[:40], y[:40])
+    value, std = model.predict(X[40:], return_std=True)
+    variance, *lengths, noise = np.exp(model.state["hyperparameters"])
+    kernel = ConstantKernel(variance) * Matern([lengths[0]] * 5 + [lengths[1]] * 12, nu=2.5) + WhiteKernel(noise)
+    peer = GaussianProcessRegressor(kernel, optimizer=None).fit(model.state["training"], model.state["z"])
+    mean, spread = peer.predict(np.hstack(model._groups(X[40:])), return_std=True)
+    s = model.state
+    assert np.allclose(np.log(value), mean * s["unit"] + s["offset"])
+    assert np.allclose(std, value * np.sqrt(np.expm1((spread * s["unit"]) ** 2)))
+    best = -peer.log_marginal_likelihood(kernel.theta)
+    for shift in np.vstack([np.eye(4), -np.eye(4)]) * 0.05:  # the fitted hyperparameters are a minimum
+        assert -peer.log_marginal_likelihood(kernel.theta + _spread(shift)) > best - 1e-6
+    again = DensityGPR.from_state(dict(model.state), log_target=True)
+    assert np.array_equal(again.predict(X[40:]), value)
+
+
+def _spread(shift: np.ndarray) -> np.ndarray:
+    """A shift of (variance, two lengths, noise) for a kernel with 5 + 12 lengths."""
+    return np.r_[shift[0], [shift[1]] * 5, [shift[2]] * 12, shift[3]]
+
+
+def test_gaussian_process_does_not_depend_on_the_unit_of_the_target() -> None:
+    rng = np.random.default_rng(1)
+    X, y = np.exp(rng.normal(size=(30, 20))), rng.uniform(10, 300, 30)
+    for log, scale in ((True, 1000.0), (False, 96.485)):
+        a, b = (DensityGPR(4, log).fit(X[:20], y[:20] * factor).predict(X[20:]) for factor in (1.0, scale))
+        assert np.allclose(a * scale, b, rtol=1e-3)

@@ -20,14 +20,14 @@ QUICK = TrainingSettings(epochs=8, batch_size=4, first_cycle=3, checkpoint_every
 
 
 def network() -> nn.Module:
-    return OctahedralCNN("A", dropout=0.1)
+    return OctahedralCNN("A", dropout=0.1, size=11)
 
 
 @pytest.fixture(scope="module")
 def data() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    X = torch.rand(12, 1, 10, 10, 10, generator=generator)
-    return X, X.mean((1, 2, 3, 4))[:, None] * 10
+    X = torch.rand(12, 56, generator=generator)  # distinct values of a grid of 11
+    return X, X.mean(1, keepdim=True) * 10
 
 
 class Interrupted(Exception):
@@ -85,7 +85,7 @@ def test_the_estimator_is_deterministic_and_learns(data: tuple[torch.Tensor, tor
     X, y = data[0].numpy(), data[1].numpy()[:, 0]
     settings = replace(QUICK, epochs=60, first_cycle=60)
     first, second = (
-        TorchRegressor(lambda: OctahedralCNN("A"), settings, "cpu", progress=False).fit(X, y) for _ in "ab"
+        TorchRegressor(lambda: OctahedralCNN("A", size=11), settings, "cpu", progress=False).fit(X, y) for _ in "ab"
     )
     assert np.array_equal(first.predict(X), second.predict(X))
     assert first.losses_[-1] < 0.5 * first.losses_[0]
@@ -101,7 +101,7 @@ def test_predictions_scale_with_the_unit_of_the_target(data: tuple[torch.Tensor,
 
 def test_two_targets_and_the_common_cross_validation(data: tuple[torch.Tensor, torch.Tensor]) -> None:
     X, y = data[0].numpy(), data[1].numpy()
-    both = TorchRegressor(lambda: OctahedralCNN("C"), QUICK, "cpu", progress=False).fit(X, np.hstack([y, -y]))
+    both = TorchRegressor(lambda: OctahedralCNN("C", size=11), QUICK, "cpu", progress=False).fit(X, np.hstack([y, -y]))
     assert both.predict(X).shape == (12, 2)
     make = lambda: TorchRegressor(network, QUICK, "cpu", progress=False)  # noqa: E731
     rows = cross_validate(make, X, y[:, 0], folds=3, progress=False)
@@ -116,3 +116,16 @@ def test_what_cannot_be_trained_is_said_in_one_line(data: tuple[torch.Tensor, to
     if not torch.cuda.is_available():
         with pytest.raises(EcdError, match="CUDA"):
             pick_device("cuda")
+
+
+def test_whitening_shows_the_optimizer_what_the_mean_hides() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, detail = torch.rand(40, 1, generator=generator), torch.rand(40, 1, generator=generator)
+    X = (mean + 0.02 * detail * torch.cos(torch.arange(56) / 3.0)).numpy()  # as in autocorrelations, the mean dominates
+    y = detail[:, 0].numpy()
+    losses = []
+    for precondition in (False, True):
+        settings = replace(QUICK, epochs=60, first_cycle=60, precondition=precondition)
+        model = TorchRegressor(lambda: OctahedralCNN("A", size=11), settings, "cpu", progress=False)
+        losses.append(model.fit(X, y).losses_[-1])
+    assert losses[1] < 0.3 * losses[0]

@@ -1,49 +1,76 @@
-"""Models, one file each; :data:`MODELS` names those that can be trained and compared."""
+"""Models, one file each; :data:`MODELS` names those that can be trained and compared.
+
+Imports are made by the model that needs them: a prediction with one that needs no torch does not load it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-from ecdlib.models.forest import magpie_forest
-from ecdlib.models.lean_cnn import LeanCNN
-from ecdlib.models.literature_cnn import Mirzaee, Zhao
-from ecdlib.models.octahedral_cnn import OctahedralCNN
-from ecdlib.models.pca_gpr import pca_gpr
-from ecdlib.training import TorchRegressor, TrainingSettings
+if TYPE_CHECKING:
+    from ecdlib.parameters import TrainingParameters
 
 
 @dataclass(frozen=True)
 class Model:
     """How to build a model, and what it takes.
 
-    ``build(settings, size, dropout)`` returns an unfitted estimator; those that are not trained by epochs use only the
-    seed of the settings. ``inputs``: ``"correlations"`` are distinct values of the autocorrelation, ``"density"`` the
-    conventional cell on a common grid, ``"composition"`` formulas.
+    ``build(parameters)`` returns an unfitted estimator. ``inputs``: ``"correlations"`` are distinct values of the
+    autocorrelation, ``"statistics"`` these and the quantiles of the density, ``"density"`` the conventional cell on a
+    common grid, ``"composition"`` formulas.
     """
 
-    build: Callable[[TrainingSettings, int, float], Any]
-    inputs: Literal["correlations", "density", "composition"]
+    build: Callable[[TrainingParameters], Any]
+    inputs: Literal["correlations", "statistics", "density", "composition"]
     description: str
     targets: int = 1
 
 
-def _torch(network: Callable[..., Any], *arguments: Any) -> Callable[[TrainingSettings, int, float], Any]:
-    def build(settings: TrainingSettings, size: int, dropout: float) -> TorchRegressor:
-        return TorchRegressor(lambda: network(*arguments, dropout=dropout, size=size), settings)
+def _network(module: str, name: str, *arguments: Any, density: bool = False) -> Callable[[TrainingParameters], Any]:
+    def build(p: TrainingParameters) -> Any:
+        from ecdlib.training import TorchRegressor, TrainingSettings
+
+        network = getattr(import_module(f"ecdlib.models.{module}"), name)
+        settings = {f.name: getattr(p, f.name) for f in fields(TrainingSettings) if hasattr(p, f.name)}
+        size = p.grid if density else p.size
+        make = lambda: network(*arguments, dropout=p.dropout, size=size)  # noqa: E731
+        return TorchRegressor(make, TrainingSettings(**settings), p.device)
 
     return build
 
 
+def _pca_gpr(p: TrainingParameters) -> Any:
+    from ecdlib.models.pca_gpr import pca_gpr
+
+    return pca_gpr(seed=p.seed)
+
+
+def _density_gpr(p: TrainingParameters) -> Any:
+    from ecdlib.models.density_gpr import DensityGPR
+
+    return DensityGPR(log_target=p.target == "bulk_modulus")
+
+
+def _magpie_forest(p: TrainingParameters) -> Any:
+    from ecdlib.models.forest import magpie_forest
+
+    return magpie_forest(seed=p.seed)
+
+
 MODELS: dict[str, Model] = {
-    "lean-a": Model(_torch(LeanCNN, "A"), "correlations", "Model A of the paper"),
-    "lean-b": Model(_torch(LeanCNN, "B"), "correlations", "Model B of the paper"),
-    "lean-c": Model(_torch(LeanCNN, "C"), "correlations", "Model C of the paper, both targets at once", 2),
-    "octahedral-a": Model(_torch(OctahedralCNN, "A"), "correlations", "Model A with octahedral kernels"),
-    "octahedral-b": Model(_torch(OctahedralCNN, "B"), "correlations", "Model B with octahedral kernels"),
-    "octahedral-c": Model(_torch(OctahedralCNN, "C"), "correlations", "Model C with octahedral kernels", 2),
-    "lean-a-density": Model(_torch(LeanCNN, "A"), "density", "Model A on the density itself"),
-    "zhao": Model(_torch(Zhao), "density", "3D CNN after Zhao et al., on the density"),
-    "mirzaee": Model(_torch(Mirzaee), "density", "3D CNN after Mirzaee et al., on the density"),
-    "pca-gpr": Model(lambda s, *_: pca_gpr(seed=s.seed), "correlations", "principal components + Gaussian process"),
-    "magpie-forest": Model(lambda s, *_: magpie_forest(seed=s.seed), "composition", "random forest on MAGPIE features"),
+    "lean-a": Model(_network("lean_cnn", "LeanCNN", "A"), "correlations", "Model A"),
+    "lean-b": Model(_network("lean_cnn", "LeanCNN", "B"), "correlations", "Model B"),
+    "lean-c": Model(_network("lean_cnn", "LeanCNN", "C"), "correlations", "Model C", 2),
+    "octahedral-a": Model(_network("octahedral_cnn", "OctahedralCNN", "A"), "correlations", "octahedral Model A"),
+    "octahedral-b": Model(_network("octahedral_cnn", "OctahedralCNN", "B"), "correlations", "octahedral Model B"),
+    "octahedral-c": Model(_network("octahedral_cnn", "OctahedralCNN", "C"), "correlations", "octahedral Model C", 2),
+    "lean-a-density": Model(_network("lean_cnn", "LeanCNN", "A", density=True), "density", "Model A on the density"),
+    "zhao": Model(_network("literature_cnn", "Zhao", density=True), "density", "network after Zhao et al."),
+    "mirzaee": Model(_network("literature_cnn", "Mirzaee", density=True), "density", "network after Mirzaee et al."),
+    "pca-gpr": Model(_pca_gpr, "correlations", "principal components + Gaussian process"),
+    "density-gpr": Model(_density_gpr, "statistics", "Gaussian process on 2-point and 1-point statistics"),
+    "magpie-forest": Model(_magpie_forest, "composition", "random forest on MAGPIE features"),
 }

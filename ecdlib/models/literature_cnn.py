@@ -19,7 +19,8 @@ class _DensityCNN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for k, (a, b) in zip(kernels, pairwise((1, *channels)), strict=True):
-            layers += [nn.Conv3d(a, b, k, padding="same"), nn.ReLU(), nn.MaxPool3d(2)]
+            keep = nn.ConstantPad3d(((k - 1) // 2, k // 2) * 3, 0.0)
+            layers += [keep, nn.Conv3d(a, b, k), nn.ReLU(), nn.MaxPool3d(2)]
         layers += [nn.Flatten()]
         flattened = channels[-1] * (size // 2 ** len(kernels)) ** 3
         for a, b in pairwise((flattened, *widths)):
