@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdlib.errors import EcdError
+from ecdlib.errors import EcdError, atomic_write
 
 if TYPE_CHECKING:
     from ecdlib.parameters import Parameters
@@ -179,6 +179,47 @@ def convert(
         writers = {".cube": io.write_cube, ".npz": io.write_npz}
         writers.get(target.suffix, io.write_chgcar)(density, target)
     print(f"{density}\nwritten: {target}")
+
+
+@app.command("predict")
+def predict_command(
+    files: Annotated[
+        list[str], typer.Argument(help="CHGCAR, cube, npz, store.h5::NAME or the name of a bundled crystal")
+    ],
+    model: Annotated[
+        str, typer.Option(help="density-gpr, octahedral-a, or a result file of `ecd train`")
+    ] = "density-gpr",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
+) -> None:
+    """Predict properties from densities, with uncertainty, and warn where the crystal is unlike the training set."""
+    from ecdlib.features import expand_sources
+    from ecdlib.io import read_density
+    from ecdlib.predict import load_predictors, predict
+
+    predictors, records, failed = load_predictors(model), [], []
+    for file in (each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])):
+        try:
+            records += [{**record, "file": file} for record in predict(read_density(file), predictors)]
+        except EcdError as error:
+            failed.append(error)
+    if csv is not None and records:
+        import pandas as pd
+
+        table = pd.DataFrame(records)
+        with atomic_write(csv) as temporary:
+            table.assign(warnings=table["warnings"].map("; ".join)).to_csv(temporary, index=False)
+    if as_json:
+        print(json.dumps(records, indent=1, ensure_ascii=False))
+    elif records:
+        shown = [{**r, "value": f"{r['value']:.4g}", "± std": f"{r['std']:.2g}"} for r in records]
+        _table(shown, ["file", "property", "value", "± std", "unit"])
+        for text in dict.fromkeys(f"{r['file']}: {w}" for r in records for w in r["warnings"]):
+            print(f"warning: {text}", file=sys.stderr)
+    for failure in failed:
+        print(f"ecd: {failure}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(2)
 
 
 @app.command()

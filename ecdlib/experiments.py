@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.signal import resample
-from sklearn.model_selection import KFold
 
 from ecdlib.artifacts import provenance
 from ecdlib.datasets import ROOT, load_cubic_targets, load_densities
@@ -68,7 +66,8 @@ class Experiment:
 
 def slug(p: TrainingParameters) -> str:
     """Name of an experiment's file: model, target, seed, and epochs for networks."""
-    return f"{p.model}--{p.target}--{p.epochs}--seed{p.seed}"
+    trained = f"--{p.epochs}" if hasattr(build(p), "settings") else ""
+    return f"{p.model}--{p.target}{trained}--seed{p.seed}"
 
 
 def inputs(p: TrainingParameters, names: list[str]) -> Any:
@@ -79,6 +78,8 @@ def inputs(p: TrainingParameters, names: list[str]) -> Any:
         rows = report.index.get_indexer(pd.Index(names))
         quantiles = report[list(QUANTILE_NAMES)].to_numpy()[rows]
         return features[rows] if kind == "correlations" else np.hstack([features[rows], quantiles])
+    from scipy.signal import resample
+
     store = load_densities("cubic")
     if kind == "composition":
         return store.table.loc[names, "formula"].to_numpy()
@@ -114,6 +115,8 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     Raises:
         EcdError: a model and target that do not fit, or what an interrupted run of other parameters left.
     """
+    from sklearn.model_selection import KFold
+
     targets = list(UNITS) if p.target == "both" else [p.target]
     if len(targets) != MODELS[p.model].targets:
         remedy = "Models C take target=both, the others one target."
@@ -174,11 +177,12 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
 
 
 def _inside(model: Any) -> dict[str, Any]:
-    """Losses and weights of a network; nothing of other models."""
-    if not hasattr(model, "module_"):
-        return {}
-    weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items()}
-    return {"losses": np.array(model.losses_, dtype=np.float32)} | weights
+    """What predicts: weights of a network, with its losses, or the state of a Gaussian process; else nothing."""
+    if hasattr(model, "module_"):
+        weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items()}
+        return {"losses": np.array(model.losses_, dtype=np.float32)} | weights
+    state = {k: np.asarray(v) for k, v in getattr(model, "state", {}).items()}
+    return {f"weights/{k}": v.astype(np.float32) if v.ndim == 2 else v for k, v in state.items()}
 
 
 def _join(done: dict[str, Any], kind: str, shape: tuple[int, ...]) -> Floats:

@@ -18,10 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
-from ase.io.cube import read_cube
-from ase.io.cube import write_cube as ase_write_cube
-from ase.units import Bohr
 from pymatgen.core import Element
 from pymatgen.io.vasp import Chgcar
 from pymatgen.io.vasp.inputs import BadPoscarWarning
@@ -159,6 +155,9 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
     Raises:
         EcdError: missing, truncated or malformed file.
     """
+    from ase.io.cube import read_cube  # ase is slow to import
+    from ase.units import Bohr
+
     path = Path(path)
     with _plain(path) as plain:
         try:
@@ -256,6 +255,10 @@ def write_cube(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
+    from ase import Atoms
+    from ase.io.cube import write_cube as ase_write_cube
+    from ase.units import Bohr
+
     atoms = Atoms(density.species, scaled_positions=density.positions, cell=density.lattice, pbc=True)
     with atomic_write(path) as temporary, open(temporary, "w") as f:
         ase_write_cube(f, atoms, density.values * Bohr**3, comment=f"{density.name}: electron density, e/bohr^3")

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.fft
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_array
@@ -96,6 +95,8 @@ def _fourier(density: ChargeDensity, T: Floats, grid: tuple[int, int, int]) -> t
 
 def _trilinear(density: ChargeDensity, T: Floats, grid: tuple[int, int, int]) -> Floats:
     """Values on the new grid by SimpleITK's trilinear interpolation, on the input with a periodic halo."""
+    import SimpleITK as sitk  # slow to import, and seldom needed
+
     shape = np.array(density.shape)
     to_input = T.T * shape[:, None]  # voxel coordinates of the input from conventional fractional coordinates
     corners = np.indices((2, 2, 2)).reshape(3, -1)

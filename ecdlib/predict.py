@@ -1,0 +1,220 @@
+"""Predictions for a density: properties with their uncertainty, and in which ways it is unlike the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecdlib.correlations import cubic_average
+from ecdlib.datasets import load_densities
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.errors import EcdError
+from ecdlib.experiments import RESULTS, UNITS, Experiment, load_experiment
+from ecdlib.features import QUANTILE_NAMES, FeatureSettings, featurize
+from ecdlib.models import MODELS
+from ecdlib.parameters import TrainingParameters, resolve
+
+#: What ``ecd predict`` takes unless told otherwise.
+DEFAULT_MODEL = "density-gpr"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a training set covers."""
+
+    valence: dict[str, int]  #: valence electrons of each element in its densities
+    a: tuple[float, float]  #: smallest and largest cubic lattice parameter, Å
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Domain:
+        """Domain of crystals of the bundled cubic store."""
+        from pymatgen.core import Composition
+
+        table = load_densities("cubic").table.loc[list(names)]
+        shares = [Composition(formula).fractional_composition.as_dict() for formula in table["formula"]]
+        elements = sorted(set().union(*shares))
+        counts = np.array([[share.get(e, 0) for e in elements] for share in shares]) * table[["n_atoms"]].to_numpy()
+        electrons = np.linalg.lstsq(counts, table["n_electrons"].to_numpy(dtype=float), rcond=None)[0]
+        centring = table["spacegroup"].map(_points).to_numpy()
+        edges = (table["volume"].to_numpy() * centring) ** (1 / 3)
+        valence = {e: round(float(v)) for e, v in zip(elements, electrons, strict=True)}
+        return cls(valence, (float(edges.min()), float(edges.max())))
+
+    def warnings(self, density: ChargeDensity) -> list[str]:
+        """In which ways the density is unlike the training set; empty if in none that can be seen."""
+        found = []
+        unseen = sorted(set(density.species) - set(self.valence))
+        if unseen:
+            found.append(f"no training crystal holds {', '.join(unseen)}")
+        number = _spacegroup(density)
+        if number < 195:
+            what = "no crystal symmetry was found" if number == 0 else f"space group {number} is not cubic"
+            found.append(f"{what}, all training crystals are cubic: the 48 orientations were averaged")
+        else:
+            a = (density.volume * _points(number) / _cells(density)) ** (1 / 3)
+            if not self.a[0] <= a <= self.a[1]:
+                limits = f"{self.a[0]:.2f} to {self.a[1]:.2f} Å"
+                found.append(f"lattice parameter {a:.2f} Å is outside the {limits} of the training set")
+        if not unseen and density.species:
+            expected = sum(self.valence[e] for e in density.species)
+            if abs(density.n_electrons - expected) > 0.2:
+                found.append(
+                    f"holds {density.n_electrons:.1f} valence electrons, training densities of this crystal "
+                    f"{expected}: another valence convention, the prediction is not reliable"
+                )
+        return found
+
+
+def _points(spacegroup: int) -> int:
+    """Lattice points of the conventional cell of a cubic space group."""
+    if spacegroup in (196, 202, 203, 209, 210, 216, 219, 225, 226, 227, 228):
+        return 4
+    return 2 if spacegroup in (197, 199, 204, 206, 211, 214, 217, 220, 229, 230) else 1
+
+
+def _spacegroup(density: ChargeDensity) -> int:
+    dataset = density.symmetry(1e-2)
+    return 0 if dataset is None else int(dataset.number)
+
+
+def _cells(density: ChargeDensity) -> float:
+    """Primitive cells in the density's cell."""
+    dataset = density.symmetry(1e-2)
+    return float(len(density.species) / len(set(dataset.mapping_to_primitive)))
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model for one property, as ``ecd train`` wrote it."""
+
+    target: str
+    experiment: Experiment
+    weights: dict[str, Floats]
+    source: str
+
+    @cached_property
+    def parameters(self) -> TrainingParameters:
+        """The parameters it was trained with."""
+        p = resolve("training", self.experiment.meta["parameters"])
+        assert isinstance(p, TrainingParameters)
+        return p
+
+    @property
+    def settings(self) -> FeatureSettings:
+        """How densities must be turned into features for it."""
+        return FeatureSettings(size=self.parameters.size, voxel=self.parameters.voxel)
+
+    @cached_property
+    def _model(self) -> Any:
+        p = self.parameters
+        try:
+            if p.model == "density-gpr":
+                from ecdlib.models.density_gpr import DensityGPR
+
+                return DensityGPR.from_state(self.weights, log_target=p.target == "bulk_modulus")
+            import torch
+
+            model = MODELS[p.model].build(p)
+            model.module_ = model.make_module()
+            model.module_.load_state_dict({k: torch.from_numpy(v) for k, v in self.weights.items()})
+            model.module_.eval()
+        except (KeyError, RuntimeError, ValueError) as error:
+            remedy = "Train it again with `ecd train`."
+            raise EcdError(self.source, f"its weights do not fit the model {p.model}", remedy) from error
+        trained = self.experiment.truth[~self.experiment.test]
+        model.mean_, model.scale_ = trained.mean(0), trained.std(0)
+        return model
+
+    def predict(self, correlations: Floats, quantiles: Floats) -> tuple[float, float]:
+        """Value and standard deviation for one crystal.
+
+        A Gaussian process states its own standard deviation; for a network it is the root mean square error on
+        crystals that were not in its training.
+
+        Args:
+            correlations: distinct values of the autocorrelation.
+            quantiles: of the density.
+
+        Raises:
+            EcdError: features that do not fit the weights.
+        """
+        if MODELS[self.parameters.model].inputs == "statistics":
+            value, std = self._model.predict(np.hstack([correlations, quantiles])[None], return_std=True)
+            return float(value[0]), float(std[0])
+        e = self.experiment
+        t = e.meta["targets"].index(self.target)
+        held_out = e.test if np.isnan(e.crossed).all() else np.ones(len(e.names), dtype=bool)
+        predicted = e.fitted if np.isnan(e.crossed).all() else e.crossed
+        std = float(np.sqrt(((predicted - e.truth)[held_out, t] ** 2).mean()))
+        values = np.asarray(self._model.predict(correlations[None])).reshape(-1)
+        return float(values[t]), std
+
+
+def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
+    """Trained models by name, one for each property, or that of a result file of ``ecd train``.
+
+    Raises:
+        EcdError: no such model or file, or one without weights.
+    """
+    path = Path(model)
+    files = [path] if path.suffix == ".npz" else sorted(RESULTS.glob(f"{model}--*.npz"))
+    found: dict[str, Predictor] = {}
+    for file in files:
+        experiment = load_experiment(file)
+        with np.load(file, allow_pickle=False) as z:
+            weights = {k.removeprefix("weights/"): z[k] for k in z.files if k.startswith("weights/")}
+        for target in experiment.meta["targets"]:
+            epochs = experiment.meta["parameters"]["epochs"]
+            known = found.get(target)
+            if weights and (known is None or epochs > known.parameters.epochs):
+                found[target] = Predictor(target, experiment, weights, str(file))
+    if not found:
+        if files:
+            raise EcdError(files[0], "holds no weights to predict with", "Train one of the networks or density-gpr.")
+        known_names = sorted({p.name.split("--")[0] for p in RESULTS.glob("*.npz")})
+        remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
+        raise EcdError(model, "no such trained model", remedy)
+    predictors = [found[t] for t in UNITS if t in found]
+    kinds = {MODELS[p.parameters.model].inputs for p in predictors}
+    if not kinds <= {"correlations", "statistics"}:
+        raise EcdError(model, "does not predict from a density's correlations", "Take octahedral-a or density-gpr.")
+    return predictors
+
+
+def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dict[str, Any]]:
+    """Properties of one crystal.
+
+    Returns:
+        Records with ``file`` (the density's name), ``property``, ``value``, ``std``, ``unit``, ``warnings``.
+
+    Raises:
+        EcdError: a crystal that is not cubic for a network with cubic kernels, or a density that cannot be featurized.
+    """
+    number = _spacegroup(density)
+    if number < 195 and any(p.parameters.model.startswith("octahedral") for p in predictors):
+        remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
+        raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
+    records = []
+    features: dict[FeatureSettings, tuple[Floats, Floats]] = {}
+    for p in predictors:
+        if p.settings not in features:
+            correlation, row = featurize(density, p.settings)
+            features[p.settings] = cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
+        value, std = p.predict(*features[p.settings])
+        warnings = Domain.of(list(p.experiment.names)).warnings(density)
+        records.append(
+            {
+                "file": density.name,
+                "property": p.target.replace("_", " "),
+                "value": value,
+                "std": std,
+                "unit": UNITS[p.target],
+                "warnings": warnings,
+            }
+        )
+    return records
