@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ecdlib.artifacts import provenance
-from ecdlib.datasets import ROOT, load_cubic_targets, load_densities
+from ecdlib.datasets import data_file, data_hashes, load_cubic_targets, load_densities
 from ecdlib.density import Floats
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, bundled_features
@@ -22,8 +22,6 @@ from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
-#: Results that ship with the project, each made by ``ecd train``.
-RESULTS = ROOT / "data" / "results"
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
 
 
@@ -223,5 +221,10 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
 
 
 def load_results() -> dict[str, Experiment]:
-    """All experiments that ship with the project, by the name of their file."""
-    return {path.stem: load_experiment(path) for path in sorted(RESULTS.glob("*.npz"))}
+    """All experiments that ship with the project, each made by ``ecd train``, by the name of their file."""
+    return {Path(name).stem: load_experiment(data_file(name)) for name in shipped_results()}
+
+
+def shipped_results() -> list[str]:
+    """Names among the bundled files (see :func:`ecdlib.datasets.data_file`) of the results that ship."""
+    return sorted(name for name in data_hashes() if name.startswith("results/"))

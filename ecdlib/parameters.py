@@ -130,6 +130,37 @@ class TrainingParameters(Parameters):
     crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
 
 
+class LeanResultsParameters(Parameters):
+    """Results of the lean networks: Tables 2 and 3, Figs 5 and 6."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sizes": 2}
+
+    sizes: int = Field(5, ge=2, le=20, description="points of the learning curve")
+
+
+class BeyondParameters(Parameters):
+    """The best model here: what it adds, and how it was chosen."""
+
+    full: ClassVar[dict[str, Any]] = {"folds": 10}
+    tiny: ClassVar[dict[str, Any]] = {"folds": 2}
+
+    folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each step")
+
+
+class AttentionParameters(Parameters):
+    """What the network looks at: occlusion and gradients."""
+
+    tiny: ClassVar[dict[str, Any]] = {"shell": 2.0}
+
+    shell: float = Field(0.5, gt=0.1, le=5, description="width of the shells of distance that are hidden, Å")
+
+
+class OwnCrystalParameters(Parameters):
+    """Your own crystal: from a density to a prediction."""
+
+    file: str = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
+
+
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
 
@@ -150,6 +181,10 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "baseline": BaselineParameters,
     "architectures": ArchitecturesParameters,
     "training": TrainingParameters,
+    "lean_results": LeanResultsParameters,
+    "beyond": BeyondParameters,
+    "attention": AttentionParameters,
+    "own_crystal": OwnCrystalParameters,
 }
 
 

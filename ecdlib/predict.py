@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ecdlib.correlations import cubic_average
-from ecdlib.datasets import load_densities
+from ecdlib.datasets import data_file, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError
-from ecdlib.experiments import RESULTS, UNITS, Experiment, load_experiment
+from ecdlib.experiments import UNITS, Experiment, load_experiment, shipped_results
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, featurize
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
@@ -40,10 +41,15 @@ class Domain:
         elements = sorted(set().union(*shares))
         counts = np.array([[share.get(e, 0) for e in elements] for share in shares]) * table[["n_atoms"]].to_numpy()
         electrons = np.linalg.lstsq(counts, table["n_electrons"].to_numpy(dtype=float), rcond=None)[0]
-        centring = table["spacegroup"].map(_points).to_numpy()
-        edges = (table["volume"].to_numpy() * centring) ** (1 / 3)
+        edges = cls.lattice_parameters(table)
         valence = {e: round(float(v)) for e, v in zip(elements, electrons, strict=True)}
         return cls(valence, (float(edges.min()), float(edges.max())))
+
+    @staticmethod
+    def lattice_parameters(table: pd.DataFrame) -> Floats:
+        """Cubic lattice parameters, Å, of rows of a store's table (primitive cells)."""
+        edges: Floats = (table["volume"] * table["spacegroup"].map(_points)).to_numpy() ** (1 / 3)
+        return edges
 
     def warnings(self, density: ChargeDensity) -> list[str]:
         """In which ways the density is unlike the training set; empty if in none that can be seen."""
@@ -110,7 +116,12 @@ class Predictor:
         return FeatureSettings(size=self.parameters.size, voxel=self.parameters.voxel)
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The fitted estimator.
+
+        Raises:
+            EcdError: weights that do not fit it.
+        """
         p = self.parameters
         try:
             if p.model == "density-gpr":
@@ -144,14 +155,14 @@ class Predictor:
             EcdError: features that do not fit the weights.
         """
         if MODELS[self.parameters.model].inputs == "statistics":
-            value, std = self._model.predict(np.hstack([correlations, quantiles])[None], return_std=True)
+            value, std = self.model.predict(np.hstack([correlations, quantiles])[None], return_std=True)
             return float(value[0]), float(std[0])
         e = self.experiment
         t = e.meta["targets"].index(self.target)
         held_out = e.test if np.isnan(e.crossed).all() else np.ones(len(e.names), dtype=bool)
         predicted = e.fitted if np.isnan(e.crossed).all() else e.crossed
         std = float(np.sqrt(((predicted - e.truth)[held_out, t] ** 2).mean()))
-        values = np.asarray(self._model.predict(correlations[None])).reshape(-1)
+        values = np.asarray(self.model.predict(correlations[None])).reshape(-1)
         return float(values[t]), std
 
 
@@ -162,7 +173,8 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
         EcdError: no such model or file, or one without weights.
     """
     path = Path(model)
-    files = [path] if path.suffix == ".npz" else sorted(RESULTS.glob(f"{model}--*.npz"))
+    shipped = [name for name in shipped_results() if name.startswith(f"results/{model}--")]
+    files = [path] if path.suffix == ".npz" else [data_file(name) for name in shipped]
     found: dict[str, Predictor] = {}
     for file in files:
         experiment = load_experiment(file)
@@ -171,12 +183,12 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
         for target in experiment.meta["targets"]:
             epochs = experiment.meta["parameters"]["epochs"]
             known = found.get(target)
-            if weights and (known is None or epochs > known.parameters.epochs):
+            if weights and (known is None or epochs > known.parameters.epochs):  # the longest training
                 found[target] = Predictor(target, experiment, weights, str(file))
     if not found:
         if files:
             raise EcdError(files[0], "holds no weights to predict with", "Train one of the networks or density-gpr.")
-        known_names = sorted({p.name.split("--")[0] for p in RESULTS.glob("*.npz")})
+        known_names = sorted({Path(name).name.split("--")[0] for name in shipped_results()})
         remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
         raise EcdError(model, "no such trained model", remedy)
     predictors = [found[t] for t in UNITS if t in found]

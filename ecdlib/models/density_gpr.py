@@ -55,7 +55,7 @@ class DensityGPR:
             "centre": centre,
             "components": rows[:keep] / (singular[:keep, None] / np.sqrt(len(X))),
             "mean": log[:, split:].mean(0),
-            "scale": log[:, split:].std(0),
+            "scale": np.where((spread := log[:, split:].std(0)) > 0, spread, 1.0),
             "offset": target.mean(),
             "unit": target.std(),
         }
