@@ -69,10 +69,13 @@ def slug(p: TrainingParameters) -> str:
 
 
 def inputs(p: TrainingParameters, names: list[str]) -> Any:
-    """What the model takes, for crystals of the cubic store: ``(n, ...)``."""
+    """What the model takes, for crystals of the cubic store: ``(n, ...)``.
+
+    Features of all bundled crystals are computed once and cached, unless ``p.crystals`` says that few are wanted.
+    """
     kind = MODELS[p.model].inputs
     if kind in ("correlations", "statistics"):
-        features, report = bundled_features(FeatureSettings(size=p.size, voxel=p.voxel))
+        features, report = bundled_features(FeatureSettings(size=p.size, voxel=p.voxel), names if p.crystals else None)
         rows = report.index.get_indexer(pd.Index(names))
         quantiles = report[list(QUANTILE_NAMES)].to_numpy()[rows]
         return features[rows] if kind == "correlations" else np.hstack([features[rows], quantiles])

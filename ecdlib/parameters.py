@@ -133,26 +133,29 @@ class TrainingParameters(Parameters):
 class LeanResultsParameters(Parameters):
     """Results of the lean networks: Tables 2 and 3, Figs 5 and 6."""
 
-    tiny: ClassVar[dict[str, Any]] = {"sizes": 2}
+    tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "crystals": 150}
 
     sizes: int = Field(5, ge=2, le=20, description="points of the learning curve")
+    crystals: int = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
 
 
 class BeyondParameters(Parameters):
     """The best model here: what it adds, and how it was chosen."""
 
     full: ClassVar[dict[str, Any]] = {"folds": 10}
-    tiny: ClassVar[dict[str, Any]] = {"folds": 2}
+    tiny: ClassVar[dict[str, Any]] = {"folds": 2, "crystals": 60}
 
     folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each step")
+    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
 
 
 class AttentionParameters(Parameters):
     """What the network looks at: occlusion and gradients."""
 
-    tiny: ClassVar[dict[str, Any]] = {"shell": 2.0}
+    tiny: ClassVar[dict[str, Any]] = {"shell": 2.0, "crystals": 40}
 
     shell: float = Field(0.5, gt=0.1, le=5, description="width of the shells of distance that are hidden, Å")
+    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
 
 
 class OwnCrystalParameters(Parameters):
