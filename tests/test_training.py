@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from ecdlib.errors import EcdError
 from ecdlib.evaluation import cross_validate, scores
+from ecdlib.models.lean_cnn import LeanCNN
 from ecdlib.models.octahedral_cnn import OctahedralCNN
 from ecdlib.training import TorchRegressor, TrainingSettings, fit, pick_device
 
@@ -129,3 +131,9 @@ def test_whitening_shows_the_optimizer_what_the_mean_hides() -> None:
         model = TorchRegressor(lambda: OctahedralCNN("A", size=11), settings, "cpu", progress=False)
         losses.append(model.fit(X, y).losses_[-1])
     assert losses[1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("make", [network, lambda: LeanCNN("A", size=11)])
+def test_lower_precision_trains_too(data: tuple[torch.Tensor, torch.Tensor], make: Callable[[], nn.Module]) -> None:
+    losses = fit(make(), *data, replace(QUICK, precision="bfloat16"), device="cpu", progress=False)
+    assert losses[-1] < losses[0]

@@ -197,7 +197,10 @@ class OctahedralCNN(nn.Module):
         """
         if x.ndim == 5:
             return self._whole(x)
-        x = self._distinct(x)
+        with torch.autocast(x.device.type, enabled=False):  # torch has no sparse products in lower precision
+            return self._few(self._distinct(x))
+
+    def _few(self, x: Tensor) -> Tensor:
         first: Any = self.convolutions[0]
         x = (first.neighbours(x).flatten(2) - self.centre) @ (first.values.flatten(1) @ self.whiten).T + first.bias
         activations: list[Any] = list(self.activations)
