@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,15 @@ from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
+DAMAGED = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    BadZipFile,
+    zlib.error,
+)  #: what reading a bad file raises
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
 
 
@@ -114,7 +125,7 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
         name: of the notebook or command, for the provenance.
 
     Raises:
-        EcdError: a model and target that do not fit, or what an interrupted run of other parameters left.
+        EcdError: a model and target that do not fit, or a file of other parameters or sources in the way.
     """
     from sklearn.model_selection import KFold
 
@@ -122,6 +133,8 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     if len(targets) != MODELS[p.model].targets:
         remedy = "Models C take target=both, the others one target."
         raise EcdError(f"model={p.model} target={p.target}", "do not fit together", remedy)
+    if out.is_file() and load_experiment(out).meta["parameters"] != p.model_dump():
+        raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with --out.")
     labels = load_cubic_targets()
     if p.crystals:
         labels = labels.sample(min(p.crystals, len(labels)), random_state=p.seed).sort_index()
@@ -133,16 +146,16 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     fits += [("validated", k) for k in range(1, 10)] if p.protocol != "split" else []
     fits += [("crossed", k) for k in range(1, 10)] if p.protocol == "10-fold" else []
 
+    partial = out.with_suffix(".partial.npz")
+    done = _load_partial(partial, p, provenance(name, p.model_dump(), 0))
     X = inputs(p, names)
-    partial, checkpoint = out.with_suffix(".partial.npz"), out.with_suffix(".checkpoint")
-    done = _load_partial(partial, p)
-    started = time.perf_counter()
     for number, (kind, k) in enumerate(fits, 1):
         key = f"{kind}-{k}"
         if key in done:
             continue
         train = fold != k if kind != "validated" else (fold != k) & (fold != 0)
         begun = time.perf_counter()
+        checkpoint = out.with_suffix(f".{key}.checkpoint")
         if progress:
             print(f"[{number}/{len(fits)}] {p.model}, {p.target}: {kind}, {train.sum()} crystals", flush=True)
         model = build(p, checkpoint, progress).fit(X[train], truth[train] if len(targets) > 1 else truth[train, 0])
@@ -153,14 +166,15 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
         done[f"seconds-{key}"] = np.array(time.perf_counter() - begun)
         if kind == "fitted":
             done |= _inside(model)
-        with atomic_write(partial) as temporary:
-            np.savez(temporary, **done)
+        _save(partial, done)
+    made_by = json.loads(str(done["provenance"]))
+    made_by["seconds"] = round(sum(float(v) for k, v in done.items() if k.startswith("seconds-")), 1)
     meta = {
         "targets": targets,
         "parameters": p.model_dump(),
         "fits": len(fits),
         "seconds_per_fit": float(done["seconds-fitted-0"]),
-        "provenance": provenance(name, p.model_dump(), time.perf_counter() - started),
+        "provenance": made_by,
     }
     arrays = {k: v for k, v in done.items() if k == "losses" or k.startswith("weights/")}
     predictions = {kind: _join(done, kind, truth.shape) for kind in ("fitted", "validated", "crossed")}
@@ -193,18 +207,28 @@ def _join(done: dict[str, Any], kind: str, shape: tuple[int, ...]) -> Floats:
     return joined
 
 
-def _load_partial(path: Path, p: TrainingParameters) -> dict[str, Any]:
-    """What an interrupted run has finished; starts with its parameters."""
+def _save(path: Path, done: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        np.savez(temporary, **done)
+
+
+def _load_partial(path: Path, p: TrainingParameters, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted run has finished; a new one begins with its parameters and provenance."""
     label = np.array(p.model_dump_json())
     if not path.is_file():
-        return {"parameters": label}
+        done = {"parameters": label, "provenance": np.array(json.dumps(made_by))}
+        _save(path, done)
+        return done
     try:
-        with np.load(path, allow_pickle=False) as z:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
             found = dict(z)
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise EcdError(path, "is left from an interrupted run and damaged", "Remove it and run again.") from error
     if found.get("parameters") != label:
         raise EcdError(path, "holds an interrupted run of other parameters", "Remove it, or use its parameters.")
+    commit = json.loads(str(found["provenance"]))["commit"]
+    if commit != made_by["commit"]:
+        raise EcdError(path, f"was begun with other sources ({commit})", "Remove it, or go back to that commit.")
     return found
 
 
@@ -215,11 +239,11 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
         EcdError: missing or damaged file.
     """
     try:
-        with np.load(path, allow_pickle=False) as z:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
             fields = ("names", "fold", "truth", "fitted", "validated", "crossed")
             losses = z["losses"] if "losses" in z else np.array([])
             return Experiment(**{f: z[f] for f in fields}, losses=losses, meta=json.loads(str(z["meta"])))
-    except (OSError, KeyError, ValueError) as error:
+    except DAMAGED as error:
         raise EcdError(path, "is no readable result", "Make it with `ecd train`.") from error
 
 

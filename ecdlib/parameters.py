@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -32,7 +33,27 @@ def _bundled(name: str) -> str:
     return name
 
 
+def _subset(crystals: int) -> int:
+    if 0 < crystals < 60:
+        raise ValueError("is too few to train and test on: take 0 for all, or at least 60")
+    return crystals
+
+
+def _density(file: str) -> str:
+    from ecdlib.datasets import ROOT, load_densities
+
+    if Path(file).is_file() and not (ROOT / file).is_file():
+        return str(Path(file).resolve())  # notebooks run in another folder
+    plain = file.split("::")[0]
+    found = (ROOT / plain).is_file() or Path(plain).is_file()
+    if not (found or file in load_densities("cubic") or file in load_densities("general")):
+        raise ValueError("is neither a file nor the name of a bundled crystal")
+    return file
+
+
 Size = Annotated[int, AfterValidator(_odd)]
+Subset = Annotated[int, AfterValidator(_subset)]
+Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
 
 
@@ -91,8 +112,8 @@ class ArchitecturesParameters(Parameters):
 class TrainingParameters(Parameters):
     """Training a model: losses, splits, and what helps the optimizer."""
 
-    full: ClassVar[dict[str, Any]] = {"epochs": 650, "protocol": "9-fold"}
-    tiny: ClassVar[dict[str, Any]] = {"epochs": 2, "crystals": 40, "size": 19, "voxel": 0.5}
+    full: ClassVar[dict[str, Any]] = {"epochs": 650, "first_cycle": 50}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 2, "crystals": 60, "size": 19, "voxel": 0.5}
 
     model: Literal[
         "lean-a",
@@ -119,7 +140,7 @@ class TrainingParameters(Parameters):
     epochs: int = Field(20, ge=1, le=100_000, description="passes over the training crystals; the paper takes 650")
     batch_size: int = Field(50, ge=1, description="crystals in a step")
     learning_rate: float = Field(5e-3, gt=0, description="initial, of Adam")
-    first_cycle: int = Field(50, ge=1, description="epochs until the first warm restart")
+    first_cycle: int = Field(20, ge=1, description="epochs until the first warm restart")
     cycle_growth: int = Field(3, ge=1, description="each cycle is that much longer than the one before")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability")
     precondition: bool = Field(True, description="whiten the input of the first layer, for networks that can")
@@ -127,7 +148,7 @@ class TrainingParameters(Parameters):
     size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
     grid: int = Field(24, ge=8, le=128, description="edge of the common grid for models that read the density itself")
-    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
 
 
 class LeanResultsParameters(Parameters):
@@ -136,7 +157,7 @@ class LeanResultsParameters(Parameters):
     tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "crystals": 150}
 
     sizes: int = Field(5, ge=2, le=20, description="points of the learning curve")
-    crystals: int = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
+    crystals: Subset = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
 
 
 class BeyondParameters(Parameters):
@@ -146,22 +167,22 @@ class BeyondParameters(Parameters):
     tiny: ClassVar[dict[str, Any]] = {"folds": 2, "crystals": 60}
 
     folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each step")
-    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
 
 
 class AttentionParameters(Parameters):
     """What the network looks at: occlusion and gradients."""
 
-    tiny: ClassVar[dict[str, Any]] = {"shell": 2.0, "crystals": 40}
+    tiny: ClassVar[dict[str, Any]] = {"shell": 2.0, "crystals": 150}
 
     shell: float = Field(0.5, gt=0.1, le=5, description="width of the shells of distance that are hidden, Å")
-    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
 
 
 class OwnCrystalParameters(Parameters):
     """Your own crystal: from a density to a prediction."""
 
-    file: str = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
+    file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
 
 
 class BaselineParameters(Parameters):

@@ -116,6 +116,11 @@ class Predictor:
         return FeatureSettings(size=self.parameters.size, voxel=self.parameters.voxel)
 
     @cached_property
+    def domain(self) -> Domain:
+        """What its training crystals cover."""
+        return Domain.of(list(self.experiment.names[~self.experiment.test]))
+
+    @cached_property
     def model(self) -> Any:
         """The fitted estimator.
 
@@ -188,7 +193,7 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
     if not found:
         if files:
             raise EcdError(files[0], "holds no weights to predict with", "Train one of the networks or density-gpr.")
-        known_names = sorted({Path(name).name.split("--")[0] for name in shipped_results()})
+        known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b"]
         remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
         raise EcdError(model, "no such trained model", remedy)
     predictors = [found[t] for t in UNITS if t in found]
@@ -218,7 +223,7 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dic
             correlation, row = featurize(density, p.settings)
             features[p.settings] = cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
         value, std = p.predict(*features[p.settings])
-        warnings = Domain.of(list(p.experiment.names)).warnings(density)
+        warnings = p.domain.warnings(density)
         records.append(
             {
                 "file": density.name,

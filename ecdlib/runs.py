@@ -23,6 +23,7 @@ from ecdlib import artifacts, parameters
 from ecdlib.datasets import ROOT, data_hashes, library_versions
 from ecdlib.errors import EcdError
 from ecdlib.parameters import Parameters
+from ecdlib.store import sha256
 
 #: Build products: runs, caches, the book.
 BUILD = ROOT / "_build"
@@ -133,6 +134,8 @@ def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> s
     nb = nbformat.read(notebook_path(notebook), as_version=4)
     digest = hashlib.sha256()
     parts = [cell.cell_type + cell.source + json.dumps(cell.metadata, sort_keys=True) for cell in nb.cells]
+    own = Path(getattr(values, "file", ""))  # a user's file: its content counts, not its name
+    parts += [sha256(own)] if own.is_file() else []
     parts += [values.model_dump_json(), json.dumps([data_hashes(), library_versions()], sort_keys=True), str(kernel)]
     files = [*sorted((ROOT / "ecdlib").rglob("*.py")), ROOT / "requirements.lock", ROOT / "book" / "artifacts.csv"]
     for part in parts + [file.read_text(encoding="utf-8") for file in files]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -87,7 +88,8 @@ def fit(
     )
     losses: list[float] = []
     path = Path(checkpoint) if checkpoint else None
-    label = {"settings": asdict(settings), "shapes": [list(p.shape) for p in model.parameters()], "samples": len(X)}
+    data = hashlib.sha256(X.cpu().numpy().tobytes() + y.cpu().numpy().tobytes()).hexdigest() if path else ""
+    label = {"settings": asdict(settings), "model": repr(model), "data": data}
     if path is not None and path.is_file():
         try:
             state = torch.load(path, map_location=where, weights_only=True)

@@ -13,7 +13,7 @@ from ecdlib.errors import EcdError
 from ecdlib.experiments import load_experiment, run_experiment, slug
 from ecdlib.parameters import TrainingParameters, resolve
 
-SMALL = {"crystals": 40, "size": 19, "voxel": 0.5, "epochs": 2}
+SMALL = {"crystals": 60, "size": 19, "voxel": 0.5, "epochs": 2}
 
 
 def parameters(**given: object) -> TrainingParameters:
@@ -55,7 +55,7 @@ def test_each_crystal_is_predicted_by_models_that_have_not_seen_it(
     result = run_experiment(p, tmp_path / "r.npz", progress=False)
     last = experiments.inputs(p, list(result.names))[:, -1]
     assert len(seen) == 19
-    assert np.bincount(result.fold).tolist() == [4] * 10
+    assert np.bincount(result.fold).tolist() == [6] * 10
     for i in range(len(last)):
         assert last[i] not in seen[int(result.crossed[i, 0])]
         if not result.test[i]:
@@ -89,6 +89,8 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path, monk
     assert np.array_equal(resumed.validated, whole.validated, equal_nan=True)
     assert np.array_equal(resumed.fitted, whole.fitted)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["r.npz", "whole.npz"]
+    with pytest.raises(EcdError, match="holds a result of other parameters"):
+        run_experiment(parameters(seed=1, protocol="9-fold"), out, progress=False)
 
 
 @pytest.mark.usefixtures("small_features")
@@ -106,9 +108,16 @@ def test_two_targets_at_once(tmp_path: Path) -> None:
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"{slug(parameters())}.npz"
-    path.write_bytes(b"nothing")
-    with pytest.raises(EcdError, match="octahedral-a--bulk_modulus"):
-        load_experiment(path)
+    for content in (b"nothing", b"", b"PK\x03\x04 cut off"):
+        path.write_bytes(content)
+        with pytest.raises(EcdError, match="octahedral-a--bulk_modulus"):
+            load_experiment(path)
+    path.unlink()
     path.with_suffix(".partial.npz").write_bytes(b"nothing")
     with pytest.raises(EcdError, match="damaged"):
         run_experiment(parameters(), path, progress=False)
+
+
+def test_too_few_crystals_are_refused() -> None:
+    with pytest.raises(EcdError, match="at least 60"):
+        parameters(crystals=5)

@@ -155,7 +155,8 @@ def test_gaussian_process_agrees_with_scikit_learn_and_survives_storage() -> Non
     mean, spread = peer.predict(np.hstack(model._groups(X[40:])), return_std=True)
     s = model.state
     assert np.allclose(np.log(value), mean * s["unit"] + s["offset"])
-    assert np.allclose(std, value * np.sqrt(np.expm1((spread * s["unit"]) ** 2)))
+    log_spread = spread * s["unit"]
+    assert np.allclose(std, value * np.exp(log_spread**2 / 2) * np.sqrt(np.expm1(log_spread**2)))
     best = -peer.log_marginal_likelihood(kernel.theta)
     for shift in np.vstack([np.eye(4), -np.eye(4)]) * 0.05:  # the fitted hyperparameters are a minimum
         assert -peer.log_marginal_likelihood(kernel.theta + _spread(shift)) > best - 1e-6

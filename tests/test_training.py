@@ -137,3 +137,12 @@ def test_whitening_shows_the_optimizer_what_the_mean_hides() -> None:
 def test_lower_precision_trains_too(data: tuple[torch.Tensor, torch.Tensor], make: Callable[[], nn.Module]) -> None:
     losses = fit(make(), *data, replace(QUICK, precision="bfloat16"), device="cpu", progress=False)
     assert losses[-1] < losses[0]
+
+
+def test_a_checkpoint_of_other_data_is_not_taken(data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Interrupted):
+        fit(Interrupting(15), *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False)
+    for X, y in ((data[0] + 1, data[1]), (data[0], -data[1])):
+        with pytest.raises(EcdError, match="another model, data or settings"):
+            fit(Interrupting(100), X, y, QUICK, device="cpu", checkpoint=checkpoint, progress=False)

@@ -1,4 +1,4 @@
-"""The best model here: a Gaussian process on 2-point and 1-point statistics of the density, both as logarithms.
+"""The best model on the density here: a Gaussian process on the logarithms of 2-point and 1-point statistics.
 
 It goes beyond the Lean CNN paper in three ways. Moduli and densities are positive and vary over orders of magnitude,
 so their logarithms are compared. Quantiles of the density (1-point statistics) join the autocorrelations. And the
@@ -29,8 +29,8 @@ class DensityGPR:
 
     Args:
         n_components: whitened principal components of the log autocorrelation.
-        log_target: model the logarithm of the target, for positive properties; the standard deviation is then that
-            of the log-normal prediction.
+        log_target: model the logarithm of the target, for positive properties; the value is then the median of the
+            log-normal prediction, the standard deviation its own.
     """
 
     def __init__(self, n_components: int = 25, log_target: bool = False):
@@ -62,7 +62,7 @@ class DensityGPR:
         groups = self._groups(X)
         z = (target - self.state["offset"]) / self.state["unit"]
         distances = [cdist(g, g, "sqeuclidean") for g in groups]
-        start = np.log([10.0, *(np.sqrt(d.mean()) for d in distances), 1e-2])
+        start = np.log([10.0, *(np.sqrt(max(d.mean(), 1e-6)) for d in distances), 1e-2])
         limits = [(-4.6, 11.5), *[(-2.3, 9.2)] * len(groups), (-13.8, 2.3)]
         best = minimize(_negative_likelihood, start, (distances, z), jac=True, bounds=limits, method="L-BFGS-B")
         self.state |= {"hyperparameters": best.x, "training": np.hstack(groups).astype(np.float64), "z": z}
@@ -101,7 +101,7 @@ class DensityGPR:
         theta = np.exp(s["hyperparameters"])
         variance = theta[0] + theta[-1] - (cross.T * cho_solve(self._factor, cross.T)).sum(0)
         std = np.sqrt(np.maximum(variance, 0)) * s["unit"]
-        return value, value * np.sqrt(np.expm1(std**2)) if self.log_target else std
+        return value, value * np.exp(std**2 / 2) * np.sqrt(np.expm1(std**2)) if self.log_target else std
 
 
 def _kernel(theta: Floats, distances: list[Floats]) -> tuple[Floats, Floats]:

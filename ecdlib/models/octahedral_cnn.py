@@ -157,8 +157,9 @@ class OctahedralCNN(nn.Module):
     def precondition(self, x: Tensor) -> None:
         """Give the first layer coordinates in which its input, over ``x (n, ..., voxels)``, is white.
 
-        The network stays the same function of its input with as many parameters; only the path of the optimizer
-        changes. Neighbouring voxels of an autocorrelation are so alike that it hardly gets anywhere without this.
+        The network can represent the same functions with as many parameters; only the path of the optimizer
+        changes. Neighbouring voxels of an autocorrelation are so alike that it hardly gets anywhere without this. For
+        a fresh network only.
         """
         first: Any = self.convolutions[0]
         patches = first.neighbours(self._distinct(x)).flatten(2).flatten(0, 1)
