@@ -165,7 +165,7 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
         done[key] = predicted
         done[f"seconds-{key}"] = np.array(time.perf_counter() - begun)
         if kind == "fitted":
-            done |= _inside(model)
+            done |= _inside(model, keep=MODELS[p.model].inputs in ("correlations", "statistics"))
         _save(partial, done)
     made_by = json.loads(str(done["provenance"]))
     made_by["seconds"] = round(sum(float(v) for k, v in done.items() if k.startswith("seconds-")), 1)
@@ -191,10 +191,10 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     return load_experiment(out)
 
 
-def _inside(model: Any) -> dict[str, Any]:
-    """What predicts: weights of a network, with its losses, or the state of a Gaussian process; else nothing."""
+def _inside(model: Any, keep: bool) -> dict[str, Any]:
+    """Losses of a network, and what predicts, if it is to be kept: its weights, or the state of a Gaussian process."""
     if hasattr(model, "module_"):
-        weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items()}
+        weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items() if keep}
         return {"losses": np.array(model.losses_, dtype=np.float32)} | weights
     state = {k: np.asarray(v) for k, v in getattr(model, "state", {}).items()}
     return {f"weights/{k}": v.astype(np.float32) if v.ndim == 2 else v for k, v in state.items()}

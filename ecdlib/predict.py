@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Domain:
     a: tuple[float, float]  #: smallest and largest cubic lattice parameter, Å
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> Domain:
+    @lru_cache(maxsize=8)
+    def of(cls, names: tuple[str, ...]) -> Domain:
         """Domain of crystals of the bundled cubic store."""
         from pymatgen.core import Composition
 
@@ -40,7 +41,8 @@ class Domain:
         shares = [Composition(formula).fractional_composition.as_dict() for formula in table["formula"]]
         elements = sorted(set().union(*shares))
         counts = np.array([[share.get(e, 0) for e in elements] for share in shares]) * table[["n_atoms"]].to_numpy()
-        electrons = np.linalg.lstsq(counts, table["n_electrons"].to_numpy(dtype=float), rcond=None)[0]
+        total = table["n_electrons"].to_numpy(dtype=float)
+        electrons = np.linalg.lstsq(counts.T @ counts, counts.T @ total, rcond=None)[0]
         edges = cls.lattice_parameters(table)
         valence = {e: round(float(v)) for e, v in zip(elements, electrons, strict=True)}
         return cls(valence, (float(edges.min()), float(edges.max())))
@@ -118,7 +120,7 @@ class Predictor:
     @cached_property
     def domain(self) -> Domain:
         """What its training crystals cover."""
-        return Domain.of(list(self.experiment.names[~self.experiment.test]))
+        return Domain.of(tuple(self.experiment.names[~self.experiment.test]))
 
     @cached_property
     def model(self) -> Any:

@@ -29,7 +29,7 @@ def predictors() -> list[Predictor]:
 
 @pytest.fixture(scope="module")
 def domain() -> Domain:
-    return Domain.of(list(load_cubic_targets().index))
+    return Domain.of(tuple(load_cubic_targets().index))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
