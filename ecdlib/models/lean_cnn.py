@@ -53,6 +53,26 @@ def whitening(patches: Tensor, weights: Tensor, floor: float = 1e-6) -> tuple[Te
     return (directions * scale).T.to(patches.dtype), centre.to(patches.dtype)
 
 
+class WhitenedConv3d(nn.Conv3d):
+    """Convolution with its kernel in coordinates in which its input can be white (see :func:`whitening`)."""
+
+    whiten: Tensor
+    centre: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+        n = in_channels * kernel**3
+        self.register_buffer("whiten", torch.eye(n))
+        self.register_buffer("centre", torch.zeros(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As an ordinary convolution with the equivalent kernel and bias."""
+        assert self.bias is not None
+        kernel = self.weight.flatten(1) @ self.whiten
+        bias = self.bias - kernel @ self.centre
+        return F.conv3d(x, kernel.view_as(self.weight), bias, self.stride, self.padding)
+
+
 class LeanCNN(nn.Module):
     """Lean CNN on standardized autocorrelations.
 
@@ -69,8 +89,6 @@ class LeanCNN(nn.Module):
     """
 
     orbits: Tensor
-    whiten: Tensor
-    centre: Tensor
 
     def __init__(self, architecture: str = "A", dropout: float = 0.0, in_channels: int = 1, size: int = 51):
         super().__init__()
@@ -78,14 +96,14 @@ class LeanCNN(nn.Module):
         *hidden, last = ARCHITECTURES[architecture]
         channels = in_channels
         for c in hidden:
-            layers += [nn.Conv3d(channels, c.channels, c.kernel, c.stride, padding=c.kernel // 2)]
+            if layers:
+                layers += [nn.Conv3d(channels, c.channels, c.kernel, c.stride, padding=c.kernel // 2)]
+            else:
+                layers += [WhitenedConv3d(channels, c.channels, c.kernel, c.stride)]
             layers += [nn.PReLU(c.channels), nn.Dropout3d(dropout)]
             channels = c.channels
         self.layers = nn.Sequential(*layers, nn.Conv3d(channels, last.channels, last.kernel))
         self.register_buffer("orbits", torch.from_numpy(cubic_orbits(size).copy()), persistent=False)
-        n = in_channels * hidden[0].kernel ** 3
-        self.register_buffer("whiten", torch.eye(n))
-        self.register_buffer("centre", torch.zeros(n))
 
     def precondition(self, x: Tensor) -> None:
         """Give the first layer coordinates in which its input, over ``x``, is white (sampled on up to 64 of ``x``).
@@ -93,18 +111,18 @@ class LeanCNN(nn.Module):
         See :meth:`ecdlib.models.octahedral_cnn.OctahedralCNN.precondition`.
         """
         first = self.layers[0]
-        assert isinstance(first, nn.Conv3d)
+        assert isinstance(first, WhitenedConv3d)
         k, stride, pad = first.kernel_size[0], first.stride[0], first.kernel_size[0] // 2
         patches = []
         for one in self._grid(x[:: max(1, len(x) // 64)]):
             p = F.pad(one, (pad,) * 6)
             for axis in (1, 2, 3):
                 p = p.unfold(axis, k, 2 * stride)  # every other position
-            patches.append(p.permute(1, 2, 3, 0, 4, 5, 6).reshape(-1, len(self.centre)))
+            patches.append(p.permute(1, 2, 3, 0, 4, 5, 6).reshape(-1, len(first.centre)))
         rows = torch.cat(patches)
         whiten, centre = whitening(rows, torch.ones(len(rows), device=rows.device))
-        self.whiten.copy_(whiten)
-        self.centre.copy_(centre)
+        first.whiten.copy_(whiten)
+        first.centre.copy_(centre)
 
     def _grid(self, x: Tensor) -> Tensor:
         """Distinct values ``(batch, k)`` unfolded to ``(batch, 1, size, size, size)``; a whole grid as it is."""
@@ -112,15 +130,8 @@ class LeanCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, size, size, size)``, or distinct values ``(batch, k)``, -> ``(batch, targets)``."""
-        first, *others = self.layers
-        assert isinstance(first, nn.Conv3d)
-        assert first.bias is not None
-        kernel = first.weight.flatten(1) @ self.whiten
-        bias = first.bias - kernel @ self.centre
-        x = F.conv3d(self._grid(x), kernel.view_as(first.weight), bias, first.stride, first.padding)
-        for layer in others:
-            x = layer(x)
-        return x.mean((2, 3, 4))
+        out: Tensor = self.layers(self._grid(x)).mean((2, 3, 4))
+        return out
 
 
 def count_parameters(model: nn.Module) -> int:
