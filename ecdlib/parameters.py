@@ -154,9 +154,11 @@ class TrainingParameters(Parameters):
 class LeanResultsParameters(Parameters):
     """Results of the lean networks: Tables 2 and 3, Figs 5 and 6."""
 
-    tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "crystals": 150}
+    full: ClassVar[dict[str, Any]] = {"epochs": 650}
+    tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "epochs": 1, "crystals": 150}
 
-    sizes: int = Field(5, ge=2, le=20, description="points of the learning curve")
+    sizes: int = Field(5, ge=2, le=20, description="points of the learning curves")
+    epochs: int = Field(25, ge=1, description="of the network's learning curve, over all training crystals")
     crystals: Subset = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
 
 
