@@ -24,15 +24,8 @@ from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
-DAMAGED = (
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-    BadZipFile,
-    zlib.error,
-)  #: what reading a bad file raises
+#: What numpy raises for a missing or damaged file.
+DAMAGED = (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile, zlib.error)
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
 
 

@@ -59,12 +59,14 @@ class Domain:
         unseen = sorted(set(density.species) - set(self.valence))
         if unseen:
             found.append(f"no training crystal holds {', '.join(unseen)}")
-        number = _spacegroup(density)
+        dataset = density.symmetry(1e-2)
+        number = 0 if dataset is None else int(dataset.number)
         if number < 195:
             what = "no crystal symmetry was found" if number == 0 else f"space group {number} is not cubic"
             found.append(f"{what}, all training crystals are cubic: the 48 orientations were averaged")
         else:
-            a = (density.volume * _points(number) / _cells(density)) ** (1 / 3)
+            primitive_atoms = len(set(dataset.mapping_to_primitive))
+            a = (density.volume * _points(number) * primitive_atoms / len(density.species)) ** (1 / 3)
             if not self.a[0] <= a <= self.a[1]:
                 limits = f"{self.a[0]:.2f} to {self.a[1]:.2f} Å"
                 found.append(f"lattice parameter {a:.2f} Å is outside the {limits} of the training set")
@@ -88,12 +90,6 @@ def _points(spacegroup: int) -> int:
 def _spacegroup(density: ChargeDensity) -> int:
     dataset = density.symmetry(1e-2)
     return 0 if dataset is None else int(dataset.number)
-
-
-def _cells(density: ChargeDensity) -> float:
-    """Primitive cells in the density's cell."""
-    dataset = density.symmetry(1e-2)
-    return float(len(density.species) / len(set(dataset.mapping_to_primitive)))
 
 
 @dataclass(frozen=True)
@@ -198,11 +194,7 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
         known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b"]
         remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
         raise EcdError(model, "no such trained model", remedy)
-    predictors = [found[t] for t in UNITS if t in found]
-    kinds = {MODELS[p.parameters.model].inputs for p in predictors}
-    if not kinds <= {"correlations", "statistics"}:
-        raise EcdError(model, "does not predict from a density's correlations", "Take octahedral-a or density-gpr.")
-    return predictors
+    return [found[t] for t in UNITS if t in found]
 
 
 def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dict[str, Any]]:
@@ -225,7 +217,6 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dic
             correlation, row = featurize(density, p.settings)
             features[p.settings] = cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
         value, std = p.predict(*features[p.settings])
-        warnings = p.domain.warnings(density)
         records.append(
             {
                 "file": density.name,
@@ -233,7 +224,7 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dic
                 "value": value,
                 "std": std,
                 "unit": UNITS[p.target],
-                "warnings": warnings,
+                "warnings": p.domain.warnings(density),
             }
         )
     return records

@@ -134,7 +134,7 @@ def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> s
     nb = nbformat.read(notebook_path(notebook), as_version=4)
     digest = hashlib.sha256()
     parts = [cell.cell_type + cell.source + json.dumps(cell.metadata, sort_keys=True) for cell in nb.cells]
-    own = Path(getattr(values, "file", ""))  # a user's file: its content counts, not its name
+    own = ROOT / getattr(values, "file", "")  # a user's file: its content counts, not its name
     parts += [sha256(own)] if own.is_file() else []
     parts += [values.model_dump_json(), json.dumps([data_hashes(), library_versions()], sort_keys=True), str(kernel)]
     files = [*sorted((ROOT / "ecdlib").rglob("*.py")), ROOT / "requirements.lock", ROOT / "book" / "artifacts.csv"]

@@ -38,24 +38,22 @@ class DensityGPR:
 
     def _groups(self, X: Floats) -> list[Floats]:
         """Whitened principal components and standardized log quantiles."""
-        split = X.shape[1] - len(QUANTILES)
-        log = np.log(np.maximum(np.asarray(X, dtype=np.float64), FLOOR))
+        correlations, quantiles = _logarithms(X)
         s = self.state
-        return [(log[:, :split] - s["centre"]) @ s["components"].T, (log[:, split:] - s["mean"]) / s["scale"]]
+        return [(correlations - s["centre"]) @ s["components"].T, (quantiles - s["mean"]) / s["scale"]]
 
     def fit(self, X: Floats, y: Floats) -> Self:
         """Fit to ``X (n, k + 12)``, distinct autocorrelations and quantiles, and ``y (n,)``."""
-        split = X.shape[1] - len(QUANTILES)
-        log = np.log(np.maximum(np.asarray(X, dtype=np.float64), FLOOR))
-        centre = log[:, :split].mean(0)
-        _, singular, rows = np.linalg.svd(log[:, :split] - centre, full_matrices=False)
+        correlations, quantiles = _logarithms(X)
+        centre, spread = correlations.mean(0), quantiles.std(0)
+        _, singular, rows = np.linalg.svd(correlations - centre, full_matrices=False)
         keep = min(self.n_components, len(X) - 1)
         target = np.log(y) if self.log_target else np.asarray(y, dtype=np.float64)
         self.state: dict[str, Any] = {
             "centre": centre,
             "components": rows[:keep] / (singular[:keep, None] / np.sqrt(len(X))),
-            "mean": log[:, split:].mean(0),
-            "scale": np.where((spread := log[:, split:].std(0)) > 0, spread, 1.0),
+            "mean": quantiles.mean(0),
+            "scale": np.where(spread > 0, spread, 1.0),
             "offset": target.mean(),
             "unit": target.std(),
         }
@@ -102,6 +100,12 @@ class DensityGPR:
         variance = theta[0] + theta[-1] - (cross.T * cho_solve(self._factor, cross.T)).sum(0)
         std = np.sqrt(np.maximum(variance, 0)) * s["unit"]
         return value, value * np.exp(std**2 / 2) * np.sqrt(np.expm1(std**2)) if self.log_target else std
+
+
+def _logarithms(X: Floats) -> list[Floats]:
+    """Logarithms of the correlations and of the quantiles."""
+    log = np.log(np.maximum(np.asarray(X, dtype=np.float64), FLOOR))
+    return np.split(log, [X.shape[1] - len(QUANTILES)], axis=1)
 
 
 def _kernel(theta: Floats, distances: list[Floats]) -> tuple[Floats, Floats]:
