@@ -244,6 +244,24 @@ def train(
     print(f"written: {path}")
 
 
+@app.command("train-autoencoder")
+def train_autoencoder_command(
+    out: Annotated[Path, typer.Option("-o", "--out", help="file to write (.npz)")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
+    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+) -> None:
+    """Train an autoencoder with the parameters of the notebook 'autoencoder'; resumes what was interrupted."""
+    from ecdlib.latents import train_autoencoder
+    from ecdlib.parameters import AutoencoderParameters
+
+    p = _values("autoencoder", parameter, profile)
+    assert isinstance(p, AutoencoderParameters)
+    if out.suffix != ".npz":
+        raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
+    result = train_autoencoder(p, out)
+    print(f"mean squared error on validation crystals: {result.validation.min():.3g} (e/Å³)²\nwritten: {out}")
+
+
 @app.command()
 def data() -> None:
     """List the bundled densities."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -18,14 +16,12 @@ from numpy.typing import NDArray
 from ecdlib.artifacts import provenance
 from ecdlib.datasets import data_file, data_hashes, load_cubic_targets, load_densities
 from ecdlib.density import Floats
-from ecdlib.errors import EcdError, atomic_write
+from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, bundled_features
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
-#: What numpy raises for a missing or damaged file.
-DAMAGED = (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile, zlib.error)
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
 
 

@@ -187,6 +187,28 @@ class OwnCrystalParameters(Parameters):
     file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
 
 
+class AutoencoderParameters(Parameters):
+    """The autoencoder: training, reconstruction, latent sizes."""
+
+    full: ClassVar[dict[str, Any]] = {"edge": 128, "epochs": 60, "batch_size": 4}
+    tiny: ClassVar[dict[str, Any]] = {"edge": 16, "epochs": 1, "crystals": 60}
+
+    route: Literal["periodic", "padded"] = Field(
+        "periodic",
+        description="how densities come to one grid; periodic: conventional cell, resampled, circular padding; "
+        "padded: as published, voxels in a corner of a grid of zeros, zero padding",
+    )
+    channels: Literal[8, 16, 32] = Field(16, description="of the latent, which has this edge where the grid has 128")
+    edge: int = Field(32, ge=16, le=128, multiple_of=16, description="voxels along each axis of the common grid")
+    batch_norm: bool = Field(True, description="batch normalization after each block")
+    dropout: float = Field(0.05, ge=0, lt=1, description="probability, after each block")
+    epochs: int = Field(2, ge=1, le=100_000, description="passes over the training crystals, unless stopped early")
+    batch_size: int = Field(16, ge=2, description="crystals in a step")
+    learning_rate: float = Field(1e-3, gt=0, description="initial, of Adam")
+    patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
+    crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
+
+
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
 
@@ -211,6 +233,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "beyond": BeyondParameters,
     "attention": AttentionParameters,
     "own_crystal": OwnCrystalParameters,
+    "autoencoder": AutoencoderParameters,
 }
 
 

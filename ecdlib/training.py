@@ -32,6 +32,7 @@ class TrainingSettings:
     precondition: bool = True  #: whiten the input of the first layer, for networks that can
     precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions; weights stay float32
     seed: int = 0  #: of the weights, the order of the samples and the dropout
+    patience: int = 0  #: epochs without a better validation loss after which training stops; 0: never
     checkpoint_every: int = 10  #: epochs between checkpoints, if a file for them is given
 
 
@@ -54,41 +55,54 @@ def _seed_epoch(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss of each epoch; no validation losses where there are no validation data."""
+
+    train: list[float]
+    validation: list[float]
+
+
 def fit(
     model: nn.Module,
     X: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     settings: TrainingSettings,
     *,
+    validation: tuple[Tensor, Tensor | None] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     device: str = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
-) -> list[float]:
+) -> Losses:
     """Minimize the mean squared error with Adam and cosine annealing with warm restarts.
 
-    All data live on the device. With a ``checkpoint`` an interrupted run is resumed from its last checkpoint and gives
+    All data live on the device. With validation data, the weights of the epoch with the smallest validation loss are
+    kept, and training stops early if ``settings.patience`` says so. With a ``checkpoint`` an interrupted run is resumed from its last checkpoint and gives
     what an uninterrupted one gives; the file is removed at the end.
 
     Args:
         X: ``(n, ...)`` inputs.
-        y: ``(n, targets)`` normalized targets.
-
-    Returns:
-        Mean training loss of each epoch.
+        y: ``(n, targets)`` normalized targets; None: the input itself (an autoencoder).
+        validation: the same for crystals that are not trained on.
+        augment: changes a batch of inputs in each step, with random numbers from the generator.
 
     Raises:
         EcdError: a loss that is not finite, or a checkpoint of another model or of other settings.
     """
     where = pick_device(device)
     model.to(where)
-    X, y = X.to(where), y.to(where)
+    X, y = X.to(where), None if y is None else y.to(where)
+    if validation is not None:
+        validation = validation[0].to(where), None if validation[1] is None else validation[1].to(where)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
         optimizer, settings.first_cycle, settings.cycle_growth
     )
-    losses: list[float] = []
+    losses, checked = [], []
+    best: dict[str, Tensor] = {}
     path = Path(checkpoint) if checkpoint else None
-    data = hashlib.sha256(X.cpu().numpy().tobytes() + y.cpu().numpy().tobytes()).hexdigest() if path else ""
+    data = _digest(X, y, *(validation or ())) if path else ""
     label = {"settings": asdict(settings), "model": repr(model), "data": data}
     if path is not None and path.is_file():
         try:
@@ -100,18 +114,22 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        losses = state["losses"]
+        losses, checked, best = state["losses"], state["checked"], state["best"]
     model.train()
     mixed = settings.precision == "bfloat16"
     bar = tqdm(range(len(losses), settings.epochs), initial=len(losses), total=settings.epochs, disable=not progress)
     for epoch in bar:
-        order = torch.randperm(len(X), generator=_seed_epoch(settings.seed, epoch)).to(where)
+        if settings.patience and len(checked) - 1 - int(np.argmin(checked or [0])) >= settings.patience:
+            break
+        generator = _seed_epoch(settings.seed, epoch)
+        order = torch.randperm(len(X), generator=generator).to(where)
         total = torch.zeros((), device=where)
         for batch in order.split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
-                prediction = model(X[batch])
-            loss = ((prediction.float() - y[batch]) ** 2).mean()
+                inputs = X[batch] if augment is None else augment(X[batch], generator)
+                prediction = model(inputs)
+            loss = ((prediction.float() - (inputs if y is None else y[batch])) ** 2).mean()
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
@@ -120,16 +138,41 @@ def fit(
         if not np.isfinite(losses[-1]):
             remedy = "Lower the learning rate, or look for NaN in the data."
             raise EcdError(f"epoch {epoch}", "the loss is not finite", remedy)
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        if validation is not None:
+            checked.append(_loss(model, *validation, settings.batch_size))
+            if checked[-1] == min(checked):
+                best = {key: value.clone() for key, value in model.state_dict().items()}
+        bar.set_postfix(loss=f"{losses[-1]:.3g}", **({"validation": f"{checked[-1]:.3g}"} if checked else {}))
         if path is not None and (epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs:
             state = {"label": label, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"schedule": schedule.state_dict(), "losses": losses}
+            state |= {"schedule": schedule.state_dict(), "losses": losses, "checked": checked, "best": best}
             with atomic_write(path) as temporary:
                 torch.save(state, temporary)
     if path is not None:
         path.unlink(missing_ok=True)
+    if best:
+        model.load_state_dict(best)
     model.eval()
-    return losses
+    return Losses(losses, checked)
+
+
+def _digest(*tensors: Tensor | None) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(b"none" if tensor is None else tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, X: Tensor, y: Tensor | None, batch_size: int) -> float:
+    """Mean squared error in evaluation mode."""
+    model.eval()
+    total = 0.0
+    for batch in torch.arange(len(X), device=X.device).split(batch_size):
+        target = X[batch] if y is None else y[batch]
+        total += float(((model(X[batch]).float() - target) ** 2).mean()) * len(batch)
+    model.train()
+    return total / len(X)
 
 
 class TorchRegressor(RegressorMixin, BaseEstimator):
@@ -173,7 +216,7 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
             device=self.device,
             checkpoint=self.checkpoint,
             progress=self.progress,
-        )
+        ).train
         return self
 
     def predict(self, X: Floats) -> NDArray[np.float64]:

@@ -1,0 +1,269 @@
+"""Densities on a common grid, trained autoencoders, and the latent database (LatentMatFusion paper, 2 and 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import h5py
+import numpy as np
+import scipy.fft
+import scipy.signal
+from pymatgen.core import Element
+from tqdm import tqdm
+
+from ecdlib.artifacts import provenance
+from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals, load_densities
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.preprocess import conventional_cell, to_conventional
+from ecdlib.store import sha256
+
+if TYPE_CHECKING:
+    from ecdlib.models.autoencoder import ChargeDensityAutoencoder
+    from ecdlib.parameters import AutoencoderParameters
+
+Route = Literal["periodic", "padded"]
+PUBLISHED_EDGE = 128  #: edge of the paper's grid
+POOLINGS = {8: 4, 16: 3, 32: 2}  #: halvings of the grid for each number of latent channels
+#: The autoencoder that the latent database and the shipped models use.
+DEFAULT_AUTOENCODER = "periodic-16"
+
+
+def common_cell(density: ChargeDensity, edge: int) -> ChargeDensity:
+    """The conventional cell on ``(edge, edge, edge)`` voxels, at the origin of the space group's standard setting.
+
+    Plane waves that the grid can hold are kept exactly, the others left out; electrons are conserved. The result does
+    not depend on the cell in which a crystal is given (primitive, conventional, supercell), and on its origin only
+    where the space group allows several.
+
+    Raises:
+        EcdError: no crystal symmetry found.
+    """
+    cell = to_conventional(density, grid=(edge, edge, edge))
+    shift = np.asarray(density.symmetry(1e-2).origin_shift)  # conventional coordinates of the old origin
+    if np.abs(shift - shift.round()).max() < 1e-6:
+        return cell
+    k = [np.fft.fftfreq(edge, 1 / edge), np.fft.fftfreq(edge, 1 / edge), np.fft.rfftfreq(edge, 1 / edge)]
+    phase = shift[0] * k[0][:, None, None] + shift[1] * k[1][None, :, None] + shift[2] * k[2][None, None, :]
+    values = scipy.fft.irfftn(scipy.fft.rfftn(cell.values) * np.exp(-2j * np.pi * phase), s=cell.shape)
+    return cell.step("moved to the standard origin", values=values, positions=(cell.positions + shift) % 1)
+
+
+def padded_grid(density: ChargeDensity, edge: int) -> Floats:
+    """The paper's picture: the voxels as they come, in one corner of a grid of zeros ``(edge, edge, edge)``.
+
+    With ``edge=128`` nothing is changed; with a smaller edge the density is resampled to as many voxels fewer, so that
+    the picture is the same at a lower resolution. A density of more voxels than the grid is resampled to fit, as in
+    the authors' public code. The shape of the cell is lost, its size is not; a periodic field is cut.
+    """
+    shape = [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
+    values = np.asarray(density.values, dtype=np.float64)
+    for axis, n in enumerate(shape):
+        if n != values.shape[axis]:
+            values = scipy.signal.resample(values, n, axis=axis)
+    return np.pad(values, [(0, edge - n) for n in shape])
+
+
+def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
+    """Density on the common grid, ``(edge, edge, edge)``, e/Å³: :func:`common_cell` or :func:`padded_grid`."""
+    return common_cell(density, edge).values if route == "periodic" else padded_grid(density, edge)
+
+
+def bundled_names() -> list[str]:
+    """Names of all bundled densities: the cubic ones, then the others."""
+    return [*load_densities("cubic").names, *load_densities("general").names]
+
+
+def bundled_grids(edge: int, route: Route) -> Floats:
+    """All bundled densities on the common grid, ``(988, edge, edge, edge)`` float32, in the order of the names.
+
+    Computed once for each edge, data and code (``_build/cache``), then read.
+    """
+    files = [Path(__file__).with_name(f"{m}.py") for m in ("density", "store", "preprocess", "latents")]
+    files += [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
+    key = hashlib.sha256(json.dumps([*map(sha256, files), edge, route]).encode()).hexdigest()[:16]
+    cached = ROOT / "_build" / "cache" / f"grids-{route}-{edge}-{key}.npy"
+    if not cached.is_file():
+        stores = load_densities("cubic"), load_densities("general")
+        bar = tqdm((d for store in stores for d in store), desc="Common grid", total=sum(len(s.table) for s in stores))
+        grids = np.stack([on_grid(density, edge, route).astype(np.float32) for density in bar])
+        with atomic_write(cached) as temporary, open(temporary, "wb") as f:
+            np.save(f, grids)
+    values: Floats = np.load(cached)
+    return values
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A trained autoencoder: what ``ecd train-autoencoder`` wrote."""
+
+    weights: dict[str, Floats]
+    losses: Floats  #: training loss of each epoch, (e/Å³)²
+    validation: Floats  #: validation loss of each epoch
+    meta: dict[str, Any]  #: parameters, seconds, provenance
+    source: str = ""
+
+    @cached_property
+    def parameters(self) -> AutoencoderParameters:
+        """What it was trained with."""
+        from ecdlib.parameters import AutoencoderParameters
+
+        return AutoencoderParameters(**self.meta["parameters"])
+
+    @cached_property
+    def module(self) -> ChargeDensityAutoencoder:
+        """The network with its weights.
+
+        Raises:
+            EcdError: weights that do not fit.
+        """
+        import torch
+
+        module = build_autoencoder(self.parameters)
+        try:
+            module.load_state_dict({k: torch.from_numpy(v) for k, v in self.weights.items()})
+        except RuntimeError as error:
+            raise EcdError(self.source, "its weights do not fit the network", "Train it again.") from error
+        return module.eval()
+
+    def encode(self, grids: Floats) -> Floats:
+        """``(n, edge, edge, edge)`` densities on the common grid to ``(n, channels, m, m, m)`` latents, float32."""
+        return self._apply(self.module.encode, np.asarray(grids)[:, None])
+
+    def decode(self, latents: Floats) -> Floats:
+        """Latents to ``(n, edge, edge, edge)`` densities, e/Å³."""
+        return self._apply(self.module.decode, latents)[:, 0]
+
+    def _apply(self, function: Any, values: Floats) -> Floats:
+        import torch
+
+        with torch.no_grad():
+            parts = np.array_split(values, max(1, len(values) // 16))
+            done = [function(torch.from_numpy(np.ascontiguousarray(p, dtype=np.float32))).numpy() for p in parts]
+        result: Floats = np.concatenate(done)
+        return result
+
+    def latent(self, density: ChargeDensity) -> Floats:
+        """Latent of one density, ``(channels, m, m, m)``."""
+        result: Floats = self.encode(on_grid(density, self.parameters.edge, self.parameters.route)[None])[0]
+        return result
+
+
+def build_autoencoder(p: AutoencoderParameters) -> ChargeDensityAutoencoder:
+    """Untrained network."""
+    from ecdlib.models.autoencoder import ChargeDensityAutoencoder
+
+    padding: Literal["circular", "zeros"] = "circular" if p.route == "periodic" else "zeros"
+    return ChargeDensityAutoencoder(POOLINGS[p.channels], p.channels, padding, p.batch_norm, p.dropout)
+
+
+def train_autoencoder(
+    p: AutoencoderParameters, out: Path, *, name: str = "ecd train-autoencoder", progress: bool = True
+) -> Autoencoder:
+    """Train on the bundled densities with the published split, and write the result; resumes what was interrupted.
+
+    The loss is the mean squared error over the voxels of unscaled densities, each batch in one of 12 orientations.
+
+    Args:
+        out: file to write (``.npz``).
+        name: of the notebook or command, for the provenance.
+
+    Raises:
+        EcdError: see :func:`ecdlib.training.fit`; a file of other parameters in the way.
+    """
+    import torch
+
+    from ecdlib.models.autoencoder import orientation
+    from ecdlib.training import TrainingSettings, fit
+
+    if out.is_file() and load_autoencoder(out).meta["parameters"] != p.model_dump():
+        raise EcdError(out, "holds an autoencoder of other parameters", "Remove it, or choose another name with -o.")
+    made_by = provenance(name, p.model_dump(), 0)
+    grids, split = bundled_grids(p.edge, p.route), original_split()
+    chosen = np.ones(len(split), dtype=bool)
+    if p.crystals:
+        chosen[np.random.default_rng(p.seed).permutation(len(split))[p.crystals :]] = False
+    train, validation = (
+        torch.from_numpy(grids[chosen & (split == part)][:, None]).contiguous(memory_format=torch.channels_last_3d)
+        for part in ("train", "val")
+    )
+    settings = TrainingSettings(
+        epochs=p.epochs,
+        batch_size=p.batch_size,
+        learning_rate=p.learning_rate,
+        first_cycle=p.epochs,  # one fall of the learning rate to zero
+        cycle_growth=1,
+        seed=p.seed,
+        patience=p.patience,
+        checkpoint_every=2,
+    )
+    torch.manual_seed(p.seed)
+    module = build_autoencoder(p)
+    begun = time.perf_counter()
+
+    def turn(x: Any, generator: Any) -> Any:
+        return orientation(x, int(torch.randint(12, (), generator=generator)))
+
+    history = fit(
+        module,
+        train,
+        None,
+        settings,
+        validation=(validation, None),
+        augment=turn,
+        device=p.device,
+        checkpoint=out.with_suffix(".checkpoint"),
+        progress=progress,
+    )
+    made_by["seconds"] = round(time.perf_counter() - begun, 1)
+    meta = {"parameters": p.model_dump(), "crystals": {"train": len(train), "val": len(validation)}}
+    meta["provenance"] = made_by
+    weights: Any = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
+    with atomic_write(out) as temporary:
+        np.savez_compressed(
+            temporary,
+            **weights,
+            losses=np.array(history.train),
+            validation=np.array(history.validation),
+            meta=np.array(json.dumps(meta)),
+        )
+    return load_autoencoder(out)
+
+
+def original_split() -> Any:
+    """``(988,)`` of ``"train"``, ``"val"``, ``"test"``: the published split, for the bundled densities."""
+    return load_crystals().loc[bundled_names(), "original_split"].to_numpy()
+
+
+def load_autoencoder(source: str | os.PathLike[str] = DEFAULT_AUTOENCODER) -> Autoencoder:
+    """A trained autoencoder: the name of one that ships with the project, or a file of ``ecd train-autoencoder``.
+
+    Raises:
+        EcdError: missing or damaged file, no such name.
+    """
+    path, known = Path(source), shipped_autoencoders()
+    if not path.is_file():
+        if str(source) not in known:
+            remedy = f"Give a file of `ecd train-autoencoder`, or one of: {', '.join(known)}."
+            raise EcdError(source, "no such autoencoder", remedy)
+        path = data_file(f"autoencoders/{source}.npz")
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
+            weights = {k.removeprefix("weights/"): z[k] for k in z.files if k.startswith("weights/")}
+            return Autoencoder(weights, z["losses"], z["validation"], json.loads(str(z["meta"])), str(path))
+    except DAMAGED as error:
+        raise EcdError(path, "is no readable autoencoder", "Make it with `ecd train-autoencoder`.") from error
+
+
+def shipped_autoencoders() -> list[str]:
+    """Names of the autoencoders that ship with the project."""
+    return sorted(Path(name).stem for name in data_hashes() if name.startswith("autoencoders/"))

@@ -1,0 +1,92 @@
+"""The 3D convolutional autoencoder (LatentMatFusion paper, section 4 and Fig 4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Padding = Literal["zeros", "circular"]
+
+
+class PaddedConv3d(nn.Conv3d):
+    """3×3×3 convolution that keeps the grid: beyond its faces lie zeros, or the periodic images."""
+
+    def __init__(self, channels_in: int, channels_out: int, padding: Padding):
+        super().__init__(channels_in, channels_out, 3, padding=1 if padding == "zeros" else 0)
+        self.circular = padding == "circular"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.circular:  # three times faster on a CPU than padding_mode="circular"
+            for d in (2, 3, 4):
+                x = torch.cat([x.narrow(d, x.shape[d] - 1, 1), x, x.narrow(d, 0, 1)], d)
+        return F.conv3d(x, self.weight, self.bias, padding=self.padding)
+
+
+def _block(convolution: nn.Module, channels: int, resize: nn.Module, batch_norm: bool, dropout: float) -> nn.Sequential:
+    """Convolution, ReLU, change of grid; then batch normalization and dropout, where asked for."""
+    layers = [convolution, nn.ReLU(), resize]
+    layers += [nn.BatchNorm3d(channels)] if batch_norm else []
+    layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers)
+
+
+class ChargeDensityAutoencoder(nn.Module):
+    """Density on a grid of edge ``n`` to a latent of edge ``n / 2**poolings`` and back.
+
+    The defaults are the latent of 16 channels on a grid of 16 for ``n = 128``. The text has two poolings, which do
+    not lead from 128 to 16; three do, and the authors' public code has three, without batch normalization and
+    dropout: 111,633 parameters.
+
+    Args:
+        poolings: 3 for the latent of 16 channels; 4 with 8 channels and 2 with 32 are those of Figs S2 and S3.
+        channels: of the latent.
+        padding: ``"zeros"`` as published, ``"circular"`` as a periodic field asks for.
+        batch_norm: after each block.
+        dropout: probability, after each block; the paper gives none.
+    """
+
+    def __init__(
+        self,
+        poolings: int = 3,
+        channels: int = 16,
+        padding: Padding = "zeros",
+        batch_norm: bool = True,
+        dropout: float = 0.05,
+    ):
+        super().__init__()
+        widths = [16, *[32] * (poolings - 1)]
+        down, up = [], []
+        for a, b in zip([1, *widths], widths, strict=False):
+            down.append(_block(PaddedConv3d(a, b, padding), b, nn.MaxPool3d(2), batch_norm, dropout))
+        for a, b in zip([channels, *widths[::-1]], [*[32] * (poolings - 1), 16], strict=False):
+            up.append(_block(PaddedConv3d(a, b, padding), b, nn.Upsample(scale_factor=2), batch_norm, dropout))
+        self.encoder = nn.Sequential(*down, PaddedConv3d(widths[-1], channels, padding), nn.ReLU())
+        self.decoder = nn.Sequential(*up, PaddedConv3d(16, 1, padding))
+        self.to(memory_format=torch.channels_last_3d)  # twice as fast on a CPU
+
+    def encode(self, x: Tensor) -> Tensor:
+        """``(batch, 1, n, n, n)`` densities in e/Å³ to ``(batch, channels, m, m, m)`` latents, none negative."""
+        latent: Tensor = self.encoder(x.contiguous(memory_format=torch.channels_last_3d))
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents back to densities in e/Å³."""
+        density: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last_3d))
+        return density
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+def orientation(x: Tensor, number: int) -> Tensor:
+    """One of 12 distinct orientations of a batch ``(…, n, n, n)``: each axis upwards, four quarter turns about it.
+
+    The paper does not say which 12; single quarter turns about the axes give 10.
+    """
+    axis, turns = divmod(number, 4)
+    *front, a, b, c = range(x.ndim)
+    turned = x.permute(*front, *[(a, b, c), (b, c, a), (c, a, b)][axis])
+    return torch.rot90(turned, turns, (a, b))
