@@ -39,11 +39,12 @@ lint: env ## ruff and mypy
 bench: env ## featurization speed against what else one would use, one core
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/bench_features.py
 
+MAC := platform_machine != 'x86_64' or sys_platform != 'darwin'
 lock: ## make requirements.lock anew from pyproject.toml (needs uv on the PATH)
 	uv pip compile --quiet --universal --python-version 3.11.5 --no-header --no-annotate --no-emit-package torch \
 	  --extra dev --extra download pyproject.toml -o requirements.lock.new
 	(echo "# Exact versions for Python 3.11 and later, made by 'make lock'. torch is installed apart (Makefile): CPU build by default."; \
-	  grep -vE '^(nvidia-|cuda-|triton)' requirements.lock.new) > requirements.lock && rm requirements.lock.new
+	  grep -vE '^(nvidia-|cuda-|triton)' requirements.lock.new | sed -E "s/ ; $(MAC)$$//; s/ and \\($(MAC)\\)//") > requirements.lock && rm requirements.lock.new
 
 clean: ## remove what the build made (not the environment)
 	rm -rf _build book/executed

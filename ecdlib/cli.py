@@ -262,6 +262,24 @@ def train_autoencoder_command(
     print(f"mean squared error on validation crystals: {result.validation.min():.3g} (e/Å³)²\nwritten: {out}")
 
 
+@app.command("train-fusion")
+def train_fusion(
+    out: Annotated[Path, typer.Option("-o", "--out", help="result file to write (.npz)")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
+    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+) -> None:
+    """Evaluate a model on latents and composition with the parameters of the notebook 'fusion'; resumes."""
+    from ecdlib.fusion import run_fusion
+    from ecdlib.parameters import FusionParameters
+
+    p = _values("fusion", parameter, profile)
+    assert isinstance(p, FusionParameters)
+    if out.suffix != ".npz":
+        raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
+    run_fusion(p, out)
+    print(f"written: {out}")
+
+
 @app.command()
 def data() -> None:
     """List the bundled densities."""

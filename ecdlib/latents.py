@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
 import numpy as np
 import scipy.fft
 import scipy.signal
-from pymatgen.core import Element
 from tqdm import tqdm
 
 from ecdlib.artifacts import provenance
 from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
-from ecdlib.preprocess import conventional_cell, to_conventional
+from ecdlib.preprocess import to_conventional
 from ecdlib.store import sha256
 
 if TYPE_CHECKING:

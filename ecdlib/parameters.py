@@ -187,6 +187,18 @@ class OwnCrystalParameters(Parameters):
     file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
 
 
+class FusionDataParameters(Parameters):
+    """Labels of 6,059 crystals: crystal systems, distributions, what the energies mean."""
+
+    bins: int = Field(40, ge=5, le=200, description="bins of the histograms")
+
+
+class CostParameters(Parameters):
+    """What a prediction saves: elastic constants from strained cells, counted and timed."""
+
+    degree: Literal[2, 4] = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
+
+
 class AutoencoderParameters(Parameters):
     """The autoencoder: training, reconstruction, latent sizes."""
 
@@ -207,6 +219,44 @@ class AutoencoderParameters(Parameters):
     learning_rate: float = Field(1e-3, gt=0, description="initial, of Adam")
     patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
     crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
+
+
+class FusionParameters(Parameters):
+    """Latents joined with composition: Table 1, parity, what counts, and what the protocol does."""
+
+    full: ClassVar[dict[str, Any]] = {"model": "lightgbm", "inputs": "latent+magpie", "trials": 50}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 1}
+
+    model: Literal["lightgbm", "attention"] = Field("lightgbm", description="gradient-boosted trees, or the network")
+    inputs: Literal[
+        "magpie", "latent", "latent+magpie", "pooled", "pooled+magpie", "correlations", "correlations+magpie"
+    ] = Field(
+        "magpie",
+        description="magpie: composition; latent: all values of the autoencoder's latent; pooled: their mean, "
+        "deviation and maximum over positions; correlations: 2-point and 1-point statistics of the density",
+    )
+    autoencoder: str = Field("periodic-16", description="that makes the latents: a shipped one, or a file")
+    crystals: Literal["densities", "all"] = Field(
+        "densities", description="the crystals with a density here, or all labelled ones (inputs=magpie)"
+    )
+    target: Literal[
+        "all",
+        "bulk_modulus",
+        "youngs_modulus",
+        "shear_modulus",
+        "cohesive_energy",
+        "debye_temperature",
+        "formation_energy",
+    ] = Field("bulk_modulus", description="what is learned")
+    protocol: Literal["leak-free", "drop-outliers", "fit-on-all", "as-published"] = Field(
+        "leak-free",
+        description="drop-outliers: of the target, before splitting; fit-on-all: scaling and principal components "
+        "fitted on all rows; as-published: both",
+    )
+    cross_validate: bool = Field(True, description="five-fold cross-validation beside the published split")
+    components: int = Field(512, ge=1, description="principal components of the latents, for the trees")
+    trials: int = Field(0, ge=0, description="of the search for hyperparameters in each fit; 0: fixed ones")
+    epochs: int = Field(60, ge=1, description="at most, of the network")
 
 
 class BaselineParameters(Parameters):
@@ -233,7 +283,10 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "beyond": BeyondParameters,
     "attention": AttentionParameters,
     "own_crystal": OwnCrystalParameters,
+    "fusion_data": FusionDataParameters,
     "autoencoder": AutoencoderParameters,
+    "fusion": FusionParameters,
+    "cost": CostParameters,
 }
 
 

@@ -32,6 +32,7 @@ class TrainingSettings:
     precondition: bool = True  #: whiten the input of the first layer, for networks that can
     precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions; weights stay float32
     seed: int = 0  #: of the weights, the order of the samples and the dropout
+    held_out: float = 0.0  #: share of the training samples that an estimator sets aside for early stopping
     patience: int = 0  #: epochs without a better validation loss after which training stops; 0: never
     checkpoint_every: int = 10  #: epochs between checkpoints, if a file for them is given
 
@@ -78,7 +79,9 @@ def fit(
     """Minimize the mean squared error with Adam and cosine annealing with warm restarts.
 
     All data live on the device. With validation data, the weights of the epoch with the smallest validation loss are
-    kept, and training stops early if ``settings.patience`` says so. With a ``checkpoint`` an interrupted run is resumed from its last checkpoint and gives
+    kept, and training stops early if ``settings.patience`` says so.
+
+    With a ``checkpoint`` an interrupted run is resumed from its last checkpoint and gives
     what an uninterrupted one gives; the file is removed at the end.
 
     Args:
@@ -142,7 +145,7 @@ def fit(
             checked.append(_loss(model, *validation, settings.batch_size))
             if checked[-1] == min(checked):
                 best = {key: value.clone() for key, value in model.state_dict().items()}
-        bar.set_postfix(loss=f"{losses[-1]:.3g}", **({"validation": f"{checked[-1]:.3g}"} if checked else {}))
+        bar.set_postfix({"loss": f"{losses[-1]:.3g}"} | ({"validation": f"{checked[-1]:.3g}"} if checked else {}))
         if path is not None and (epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs:
             state = {"label": label, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"schedule": schedule.state_dict(), "losses": losses, "checked": checked, "best": best}
@@ -208,11 +211,16 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         precondition = getattr(self.module_, "precondition", None)
         if self.settings.precondition and precondition is not None:
             precondition(inputs)
+        scaled = torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32))
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.settings.seed))
+        n_held = round(self.settings.held_out * len(order))
+        held, train = order[:n_held], order[n_held:]
         self.losses_ = fit(
             self.module_,
-            inputs,
-            torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32)),
+            inputs[train] if len(held) else inputs,
+            scaled[train] if len(held) else scaled,
             self.settings,
+            validation=(inputs[held], scaled[held]) if len(held) else None,
             device=self.device,
             checkpoint=self.checkpoint,
             progress=self.progress,

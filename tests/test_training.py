@@ -135,7 +135,7 @@ def test_whitening_shows_the_optimizer_what_the_mean_hides() -> None:
 
 @pytest.mark.parametrize("make", [network, lambda: LeanCNN("A", size=11)])
 def test_lower_precision_trains_too(data: tuple[torch.Tensor, torch.Tensor], make: Callable[[], nn.Module]) -> None:
-    losses = fit(make(), *data, replace(QUICK, precision="bfloat16"), device="cpu", progress=False)
+    losses = fit(make(), *data, replace(QUICK, precision="bfloat16"), device="cpu", progress=False).train
     assert losses[-1] < losses[0]
 
 

@@ -65,7 +65,9 @@ class ChargeDensityAutoencoder(nn.Module):
             up.append(_block(PaddedConv3d(a, b, padding), b, nn.Upsample(scale_factor=2), batch_norm, dropout))
         self.encoder = nn.Sequential(*down, PaddedConv3d(widths[-1], channels, padding), nn.ReLU())
         self.decoder = nn.Sequential(*up, PaddedConv3d(16, 1, padding))
-        self.to(memory_format=torch.channels_last_3d)  # twice as fast on a CPU
+        for weight in self.parameters():
+            if weight.ndim == 5:  # twice as fast on a CPU
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
 
     def encode(self, x: Tensor) -> Tensor:
         """``(batch, 1, n, n, n)`` densities in e/Å³ to ``(batch, channels, m, m, m)`` latents, none negative."""

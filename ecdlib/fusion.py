@@ -1,0 +1,266 @@
+"""Latents joined with composition: what goes in, how it is evaluated, and the trained models (LatentMatFusion, 5-7)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import KFold
+
+from ecdlib.artifacts import provenance
+from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals
+from ecdlib.density import Floats
+from ecdlib.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.evaluation import scores
+from ecdlib.features import QUANTILE_NAMES, bundled_features
+from ecdlib.latents import bundled_grids, bundled_names, load_autoencoder
+from ecdlib.models.attention_cnn import AttentionCNN
+from ecdlib.models.forest import magpie_features
+from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
+from ecdlib.parameters import FusionParameters
+from ecdlib.training import TorchRegressor, TrainingSettings
+
+#: Properties and units. The paper calls the cohesive energy (free atoms) a formation energy; the true one is the last.
+PROPERTIES = {
+    "bulk_modulus": "GPa",
+    "youngs_modulus": "GPa",
+    "shear_modulus": "GPa",
+    "cohesive_energy": "eV/atom",
+    "debye_temperature": "K",
+    "formation_energy": "eV/atom",
+}
+
+
+def pooled(latents: Floats) -> Floats:
+    """Mean, standard deviation and maximum of each channel over positions, ``(n, 3 channels)``.
+
+    Hardly depends on the origin of the cell: an autoencoder with circular padding commutes with shifts of a whole
+    latent voxel.
+    """
+    flat = latents.reshape(*latents.shape[:2], -1)
+    return np.hstack([flat.mean(2), flat.std(2), flat.max(2)])
+
+
+def magpie(crystals: pd.DataFrame) -> Floats:
+    """MAGPIE features of labelled crystals, ``(n, 132)``; computed once (``_build/cache``)."""
+    formulas = list(crystals["formula"])
+    key = hashlib.sha256(json.dumps(formulas).encode()).hexdigest()[:16]
+    cached = ROOT / "_build" / "cache" / f"magpie-{key}.npy"
+    if not cached.is_file():
+        with atomic_write(cached) as temporary, open(temporary, "wb") as f:
+            np.save(f, magpie_features(formulas))
+    values: Floats = np.load(cached)
+    return values
+
+
+def density_features(p: FusionParameters) -> Floats:
+    """What the model takes from the bundled densities, ``(988, features)``; none for ``inputs="magpie"``.
+
+    Raises:
+        EcdError: no such autoencoder.
+    """
+    kind = p.inputs.removesuffix("+magpie")
+    if kind == "correlations":
+        features, report = bundled_features()
+        return np.hstack([features, report[list(QUANTILE_NAMES)].to_numpy()])
+    if kind == "magpie":
+        return np.zeros((len(bundled_names()), 0))
+    trained = load_autoencoder(p.autoencoder)
+    latents = trained.encode(bundled_grids(trained.parameters.edge, trained.parameters.route))
+    return pooled(latents) if kind == "pooled" else latents.reshape(len(latents), -1)
+
+
+def inputs(p: FusionParameters) -> tuple[pd.DataFrame, Floats, int]:
+    """Labelled crystals, features ``(n, features)``, and how many of the first features are from the density."""
+    crystals = load_crystals()
+    if p.crystals == "densities":
+        crystals = crystals.loc[bundled_names()]
+    elif p.inputs != "magpie":
+        remedy = "Take crystals=densities, or inputs=magpie."
+        raise EcdError(f"inputs={p.inputs}", "only the bundled crystals have a density", remedy)
+    composition = magpie(crystals) if p.inputs.endswith("magpie") else np.zeros((len(crystals), 0))
+    density = density_features(p) if p.crystals == "densities" else np.zeros((len(crystals), 0))
+    return crystals, np.hstack([density, composition]), density.shape[1]
+
+
+class FusionNetwork:
+    """Attention network on standardized features (see :class:`ecdlib.models.attention_cnn.AttentionCNN`)."""
+
+    def __init__(self, p: FusionParameters, n_density: int, scaler: FusionScaler | None = None):
+        self.p, self.n_density, self.scaler = p, n_density, scaler
+
+    def fit(self, X: Floats, y: Floats) -> FusionNetwork:
+        """Fit on ``X (n, features)`` and ``y (n,)``; early stopping on a part of them that is set aside."""
+        self.scaler_ = self.scaler or FusionScaler(0).fit(X)
+        settings = TrainingSettings(
+            epochs=self.p.epochs,
+            batch_size=32,
+            learning_rate=2e-3,
+            first_cycle=self.p.epochs,
+            cycle_growth=1,
+            held_out=0.15,
+            patience=30,
+            seed=self.p.seed,
+        )
+        self.regressor_ = TorchRegressor(lambda: self.network(X.shape[1]), settings, self.p.device, progress=False)
+        self.regressor_.fit(self.scaler_.transform(X), y)
+        return self
+
+    def network(self, n_features: int) -> AttentionCNN:
+        """Untrained network for that many features."""
+        if not self.n_density:
+            return AttentionCNN(0, 1, n_features)
+        trained = load_autoencoder(self.p.autoencoder).parameters
+        edge = round((self.n_density / trained.channels) ** (1 / 3))
+        padding: Any = "circular" if trained.route == "periodic" else "zeros"
+        return AttentionCNN(trained.channels, edge, n_features - self.n_density, padding=padding)
+
+    def predict(self, X: Floats) -> Floats:
+        """``(n,)`` predictions."""
+        predicted: Floats = self.regressor_.predict(self.scaler_.transform(X))
+        return predicted
+
+
+def make_model(p: FusionParameters, n_density: int, scaler: FusionScaler | None = None) -> Any:
+    """Unfitted estimator."""
+    if p.model == "attention":
+        return FusionNetwork(p, n_density, scaler)
+    reduced = n_density if p.inputs.startswith(("latent", "correlations")) else 0
+    return FusionLightGBM(reduced, p.components, p.trials, p.seed, scaler)
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """All predictions of one model with one kind of inputs; NaN where there is none. Columns: the targets."""
+
+    names: Any  #: crystals
+    truth: Floats  #: ``(n, targets)``
+    tested: Floats  #: predictions for the published test crystals, by models that saw the published train and val
+    crossed: Floats  #: out-of-fold predictions of five-fold cross-validation
+    fold: Any  #: fold of each crystal
+    meta: dict[str, Any]  #: parameters, targets, seconds, notes of each fit, provenance
+
+    def scores(self, target: str, which: str = "crossed") -> dict[str, float]:
+        """``n``, ``R2``, ``MAE``, ``RMSE``, ``MAPE`` (percent, of crystals whose value is not within 1 % of zero)."""
+        t = self.meta["targets"].index(target)
+        truth, predicted = self.truth[:, t], getattr(self, which)[:, t]
+        known = np.isfinite(truth) & np.isfinite(predicted)
+        truth, predicted = truth[known], predicted[known]
+        away = np.abs(truth) > 0.01 * np.abs(truth).max()
+        mape = float(np.abs((predicted - truth) / np.where(away, truth, 1))[away].mean() * 100)
+        return {"n": int(known.sum())} | scores(truth, predicted) | {"MAPE": mape}
+
+
+def run_fusion(
+    p: FusionParameters, out: Path, *, name: str = "ecd train-fusion", progress: bool = True
+) -> FusionResult:
+    """Evaluate a model on the published split and, if asked for, in five-fold cross-validation; write all predictions.
+
+    ``protocol="leak-free"`` fits everything on training data. ``"drop-outliers"`` removes outliers of the target
+    (1.5 interquartile ranges) before the split, ``"fit-on-all"`` fits scaling and principal components on all rows,
+    ``"as-published"`` does both. After an interruption, the same call goes on where it stopped.
+
+    Raises:
+        EcdError: inputs without a density, a file of other parameters in the way.
+    """
+    if out.is_file() and load_fusion(out).meta["parameters"] != p.model_dump():
+        raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with -o.")
+    crystals, X, n_density = inputs(p)
+    targets = [p.target] if p.target != "all" else list(PROPERTIES)
+    truth = crystals[targets].to_numpy(dtype=float)
+    test = (crystals["original_split"] == "test").to_numpy()
+    fold = np.empty(len(crystals), dtype=np.int8)
+    for number, (_, part) in enumerate(KFold(5, shuffle=True, random_state=p.seed).split(X)):
+        fold[part] = number
+    partial = out.with_suffix(".partial.npz")
+    label = json.dumps([p.model_dump(), data_hashes()])
+    done: dict[str, Any] = {"label": label, "made_by": json.dumps(provenance(name, p.model_dump(), 0))}
+    if partial.is_file():
+        with np.load(partial, allow_pickle=False) as z:
+            found = {k: z[k] for k in z.files}
+        if str(found["label"]) != label:
+            raise EcdError(partial, "holds an interrupted run of other parameters or data", "Remove it and run again.")
+        done = found
+    parts = [("split", test)] + ([(f"fold-{k}", fold == k) for k in range(5)] if p.cross_validate else [])
+    for t, target in enumerate(targets):
+        known = np.isfinite(truth[:, t])
+        if p.protocol in ("drop-outliers", "as-published"):
+            low, high = np.nanpercentile(truth[:, t], [25, 75])
+            known &= np.abs(truth[:, t] - (low + high) / 2) <= 2 * (high - low)
+        scaler = None
+        if p.protocol in ("fit-on-all", "as-published"):
+            reduced = n_density if p.model == "lightgbm" and not p.inputs.startswith("pooled") else 0
+            scaler = FusionScaler(reduced, p.components).fit(X)
+        for part, held in parts:
+            key = f"{target}/{part}"
+            if key in done:
+                continue
+            begun = time.perf_counter()
+            model = make_model(p, n_density, scaler).fit(X[known & ~held], truth[known & ~held, t])
+            predicted = np.full(len(X), np.nan)
+            predicted[known & held] = model.predict(X[known & held])
+            done[key], done[f"{key}/seconds"] = predicted, time.perf_counter() - begun
+            done[f"{key}/note"] = json.dumps(_note(model))
+            with atomic_write(partial) as temporary:
+                np.savez(temporary, **done)
+            if progress:
+                error = scores(truth[known & held, t], predicted[known & held])
+                print(
+                    f"{key}: R2 {error['R2']:.3f}, MAE {error['MAE']:.3g}, {done[f'{key}/seconds']:.0f} s", flush=True
+                )
+    made_by = json.loads(str(done["made_by"]))
+    made_by["seconds"] = round(sum(float(v) for k, v in done.items() if k.endswith("/seconds")), 1)
+    notes = {k.removesuffix("/note"): json.loads(str(v)) for k, v in done.items() if k.endswith("/note")}
+    meta = {"parameters": p.model_dump(), "targets": targets, "notes": notes, "provenance": made_by}
+    tested = np.stack([done[f"{t}/split"] for t in targets], 1)
+    crossed = np.full(truth.shape, np.nan)
+    for t, target in enumerate(targets):
+        for part, held in parts[1:]:
+            crossed[held, t] = done[f"{target}/{part}"][held]
+    with atomic_write(out) as temporary:
+        np.savez_compressed(
+            temporary,
+            names=np.array(list(crystals.index)),
+            truth=truth,
+            tested=tested.astype(np.float32),
+            crossed=crossed.astype(np.float32),
+            fold=fold,
+            meta=np.array(json.dumps(meta)),
+        )
+    partial.unlink()
+    return load_fusion(out)
+
+
+def _note(model: Any) -> dict[str, Any]:
+    """What the search or the training of one fit ended with."""
+    if isinstance(model, FusionNetwork):
+        return {"epochs": len(model.regressor_.losses_)}
+    return {"rounds": model.rounds_, **{k: round(float(v), 5) for k, v in model.parameters_.items()}}
+
+
+def load_fusion(path: str | os.PathLike[str]) -> FusionResult:
+    """Read what :func:`run_fusion` wrote.
+
+    Raises:
+        EcdError: missing or damaged file.
+    """
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
+            arrays = {key: z[key] for key in ("names", "truth", "tested", "crossed", "fold")}
+            return FusionResult(**arrays, meta=json.loads(str(z["meta"])))
+    except DAMAGED as error:
+        raise EcdError(path, "is no readable result", "Make it with `ecd train-fusion`.") from error
+
+
+def shipped_fusion(names: Sequence[str] | None = None) -> dict[str, FusionResult]:
+    """Results that ship with the project, by the name of their file."""
+    files = sorted(name for name in data_hashes() if name.startswith("fusion/"))
+    return {Path(n).stem: load_fusion(data_file(n)) for n in files if names is None or Path(n).stem in names}
