@@ -168,16 +168,13 @@ def convert(
     from ecdlib.preprocess import to_conventional
     from ecdlib.store import write_store
 
-    if target.suffix in (".gz", ".bz2", ".xz"):
-        raise EcdError(target, "compressed files are read but not written", "Write it plain and compress it.")
     density = io.read_density(source)
     if conventional:
         density = to_conventional(density)
     if target.suffix == ".h5":
         write_store(target, [density])
     else:
-        writers = {".cube": io.write_cube, ".npz": io.write_npz}
-        writers.get(target.suffix, io.write_chgcar)(density, target)
+        io.write_density(density, target)
     print(f"{density}\nwritten: {target}")
 
 
@@ -187,7 +184,8 @@ def predict_command(
         list[str], typer.Argument(help="CHGCAR, cube, npz, store.h5::NAME or the name of a bundled crystal")
     ],
     model: Annotated[
-        str, typer.Option(help="density-gpr, octahedral-a, or a result file of `ecd train`")
+        str,
+        typer.Option(help="density-gpr, octahedral-a, fusion-lightgbm, fusion-attention, or a result of `ecd train`"),
     ] = "density-gpr",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
@@ -260,6 +258,41 @@ def train_autoencoder_command(
         raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
     result = train_autoencoder(p, out)
     print(f"mean squared error on validation crystals: {result.validation.min():.3g} (e/Å³)²\nwritten: {out}")
+
+
+@app.command()
+def encode(
+    files: Annotated[list[str], typer.Argument(help="CHGCAR, cube, npz, whole stores (.h5) or bundled names")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="latent database to write (.npz)")],
+    autoencoder: Annotated[str, typer.Option(help="a shipped one, or a file of `ecd train-autoencoder`")] = (
+        "periodic-16"
+    ),
+) -> None:
+    """Compress densities into a latent database (with loss; `ecd convert` to .h5 is without)."""
+    from ecdlib.features import expand_sources
+    from ecdlib.io import read_density
+    from ecdlib.latents import load_autoencoder, write_latents
+
+    if out.suffix != ".npz":
+        raise EcdError(out, "is no name of a latent database", "Let it end in .npz.")
+    sources = [each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])]
+    write_latents(out, (read_density(source) for source in sources), load_autoencoder(autoencoder))
+    print(f"{len(sources)} densities encoded: {out}")
+
+
+@app.command()
+def decode(
+    name: Annotated[str, typer.Argument(help="crystal in the latent database, e.g. Fe3SnC_221")],
+    target: Annotated[Path, typer.Argument(help="file to write: *.cube, *.npz, anything else is a CHGCAR")],
+    database: Annotated[Path | None, typer.Option(help="by default that of the bundled densities")] = None,
+) -> None:
+    """Reconstruct a density from its latent, for example as a CHGCAR that VESTA opens."""
+    from ecdlib.io import write_density
+    from ecdlib.latents import load_latents
+
+    density = load_latents(database).decode(name)
+    write_density(density, target)
+    print(f"{density}\nwritten: {target}")
 
 
 @app.command("train-fusion")

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pandas as pd
 from sklearn.model_selection import KFold
 
 from ecdlib.artifacts import provenance
+from ecdlib.correlations import cubic_average
 from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals
-from ecdlib.density import Floats
+from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import scores
-from ecdlib.features import QUANTILE_NAMES, bundled_features
-from ecdlib.latents import bundled_grids, bundled_names, load_autoencoder
+from ecdlib.features import QUANTILE_NAMES, bundled_features, featurize
+from ecdlib.latents import bundled_grids, bundled_names, load_autoencoder, pooled
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.forest import magpie_features
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
@@ -37,16 +39,6 @@ PROPERTIES = {
     "debye_temperature": "K",
     "formation_energy": "eV/atom",
 }
-
-
-def pooled(latents: Floats) -> Floats:
-    """Mean, standard deviation and maximum of each channel over positions, ``(n, 3 channels)``.
-
-    Hardly depends on the origin of the cell: an autoencoder with circular padding commutes with shifts of a whole
-    latent voxel.
-    """
-    flat = latents.reshape(*latents.shape[:2], -1)
-    return np.hstack([flat.mean(2), flat.std(2), flat.max(2)])
 
 
 def magpie(crystals: pd.DataFrame) -> Floats:
@@ -264,3 +256,120 @@ def shipped_fusion(names: Sequence[str] | None = None) -> dict[str, FusionResult
     """Results that ship with the project, by the name of their file."""
     files = sorted(name for name in data_hashes() if name.startswith("fusion/"))
     return {Path(n).stem: load_fusion(data_file(n)) for n in files if names is None or Path(n).stem in names}
+
+
+def train_final(p: FusionParameters, evaluated: FusionResult, out: Path, name: str = "ecd train-fusion") -> None:
+    """Train on all crystals and write what predicts, with the out-of-fold predictions that tell its uncertainty.
+
+    Args:
+        p: the parameters of ``evaluated``.
+        evaluated: its five-fold cross-validation.
+        out: file to write (``.npz``).
+    """
+    begun = time.perf_counter()
+    made_by = provenance(name, p.model_dump(), 0)
+    crystals, X, n_density = inputs(p)
+    reduced = n_density if p.model == "lightgbm" and p.inputs.startswith(("latent", "correlations")) else 0
+    scaler = FusionScaler(reduced, p.components).fit(X)
+    arrays: dict[str, Any] = {f"scaler/{k}": v for k, v in scaler.state.items()}
+    for target in evaluated.meta["targets"]:
+        y = crystals[target].to_numpy(dtype=float)
+        known = np.isfinite(y)
+        model = make_model(p, n_density, scaler).fit(X[known], y[known])
+        if p.model == "lightgbm":
+            arrays[f"{target}/trees"] = np.frombuffer(model.booster_.model_to_string().encode(), dtype=np.uint8)
+        else:
+            regressor = model.regressor_
+            arrays |= {f"{target}/{k}": v.cpu().numpy() for k, v in regressor.module_.state_dict().items()}
+            arrays[f"{target}/target"] = np.array([regressor.mean_[0], regressor.scale_[0]])
+        t = evaluated.meta["targets"].index(target)
+        arrays[f"{target}/out-of-fold"] = np.stack([evaluated.truth[:, t], evaluated.crossed[:, t]], 1)[known]
+    made_by["seconds"] = round(time.perf_counter() - begun, 1)
+    meta = {"parameters": p.model_dump(), "targets": evaluated.meta["targets"], "provenance": made_by}
+    meta |= {"density_features": n_density, "features": X.shape[1]}
+    with atomic_write(out) as temporary:
+        np.savez_compressed(temporary, **arrays, names=np.array(list(crystals.index)), meta=np.array(json.dumps(meta)))
+
+
+@dataclass(frozen=True)
+class FusionModel:
+    """A trained model for several properties: what :func:`train_final` wrote."""
+
+    arrays: dict[str, Any]
+    names: Any  #: crystals it was trained on
+    meta: dict[str, Any]
+    source: str
+
+    @cached_property
+    def parameters(self) -> FusionParameters:
+        """What it was trained with."""
+        return FusionParameters(**self.meta["parameters"])
+
+    @cached_property
+    def scaler(self) -> FusionScaler:
+        """The fitted scaling."""
+        return FusionScaler.from_state(self._part("scaler"))
+
+    @cached_property
+    def _models(self) -> dict[str, Any]:
+        return {target: self._model(target) for target in self.meta["targets"]}
+
+    def _part(self, prefix: str) -> dict[str, Any]:
+        return {k.removeprefix(f"{prefix}/"): v for k, v in self.arrays.items() if k.startswith(f"{prefix}/")}
+
+    def _model(self, target: str) -> Any:
+        part = self._part(target)
+        if "trees" in part:
+            import lightgbm
+
+            return lightgbm.Booster(model_str=part["trees"].tobytes().decode())
+        import torch
+
+        network = FusionNetwork(self.parameters, self.meta["density_features"]).network(self.meta["features"])
+        weights = {k: torch.from_numpy(v) for k, v in part.items() if k not in ("target", "out-of-fold")}
+        network.load_state_dict(weights)
+        return network.eval()
+
+    def features(self, density: ChargeDensity) -> Floats:
+        """``(1, features)`` of one density."""
+        kind = self.parameters.inputs.removesuffix("+magpie")
+        parts = []
+        if kind in ("latent", "pooled"):
+            latent = load_autoencoder(self.parameters.autoencoder).latent(density)[None]
+            parts.append(pooled(latent) if kind == "pooled" else latent.reshape(1, -1))
+        if kind == "correlations":
+            correlation, row = featurize(density)
+            parts.append(np.hstack([cubic_average(correlation), [row[name] for name in QUANTILE_NAMES]])[None])
+        if self.parameters.inputs.endswith("magpie"):
+            parts.append(magpie_features([density.formula]))
+        return np.hstack(parts)
+
+    def predict(self, features: Floats, target: str) -> tuple[float, float]:
+        """Value and standard deviation: root mean square of the out-of-fold errors where predictions were similar."""
+        X, model = self.scaler.transform(features), self._models[target]
+        if "trees" in self._part(target):
+            value = float(model.predict(X, num_threads=1)[0])
+        else:
+            import torch
+
+            mean, scale = self.arrays[f"{target}/target"]
+            with torch.no_grad():
+                value = float(model(torch.from_numpy(X.astype(np.float32)))[0, 0]) * scale + mean
+        truth, predicted = self.arrays[f"{target}/out-of-fold"].T
+        similar = np.argsort(np.abs(predicted - value))[:100]
+        return float(value), float(np.sqrt(((predicted - truth)[similar] ** 2).mean()))
+
+
+def load_fusion_model(name: str) -> FusionModel:
+    """A trained model by name (``"fusion-lightgbm"``, ``"fusion-attention"``).
+
+    Raises:
+        EcdError: no such model, damaged file.
+    """
+    path = data_file(f"models/{name}.npz")
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
+            arrays = {k: z[k] for k in z.files if "/" in k}
+            return FusionModel(arrays, z["names"], json.loads(str(z["meta"])), str(path))
+    except DAMAGED as error:
+        raise EcdError(path, "is no readable model", "Restore it with: git checkout -- data") from error

@@ -279,3 +279,15 @@ def write_npz(density: ChargeDensity, path: Source) -> None:
             numbers=density.numbers,
             convention=np.array(density.convention or ""),
         )
+
+
+def write_density(density: ChargeDensity, path: Source) -> None:
+    """Write a density in the format that the name asks for: ``.cube``, ``.npz``, anything else is a CHGCAR.
+
+    Raises:
+        EcdError: a compressed format, or a folder that cannot be written.
+    """
+    suffix = Path(path).suffix
+    if suffix in _OPEN:
+        raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
+    {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)(density, path)

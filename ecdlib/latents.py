@@ -6,21 +6,25 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy.fft
 import scipy.signal
+from pymatgen.core import Element
+from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from ecdlib.artifacts import provenance
 from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
-from ecdlib.preprocess import to_conventional
+from ecdlib.preprocess import conventional_cell, conventional_grid, to_conventional
 from ecdlib.store import sha256
 
 if TYPE_CHECKING:
@@ -263,3 +267,165 @@ def load_autoencoder(source: str | os.PathLike[str] = DEFAULT_AUTOENCODER) -> Au
 def shipped_autoencoders() -> list[str]:
     """Names of the autoencoders that ship with the project."""
     return sorted(Path(name).stem for name in data_hashes() if name.startswith("autoencoders/"))
+
+
+def pooled(latents: Floats) -> Floats:
+    """Mean, standard deviation and maximum of each channel over positions, ``(n, 3 channels)``.
+
+    Hardly depends on the origin of the cell: an autoencoder with circular padding commutes with shifts of a whole
+    latent voxel.
+    """
+    flat = latents.reshape(*latents.shape[:2], -1)
+    return np.hstack([flat.mean(2), flat.std(2), flat.max(2)])
+
+
+@dataclass(frozen=True)
+class LatentDatabase:
+    """Latents of many densities with their crystals, and the autoencoder that decodes them: one small file.
+
+    Example:
+        >>> from ecdlib.latents import load_latents
+        >>> load_latents().decode("Fe3SnC_221").formula
+        'Fe3SnC'
+    """
+
+    table: pd.DataFrame  #: formula, n_atoms, volume (Å³) and electrons of the conventional cell; indexed by name
+    latents: Floats  #: ``(n, channels, m, m, m)``, kept as float16
+    cells: Floats  #: ``(n, 3, 3)``, Å
+    shapes: Any  #: ``(n, 3)``, voxels that a decoded density is given on
+    positions: Sequence[Floats]  #: fractional coordinates
+    numbers: list[Any]  #: atomic numbers
+    convention: str  #: valence convention of the densities
+    autoencoder: Autoencoder
+
+    def row(self, name: str) -> int:
+        """Number of a crystal.
+
+        Raises:
+            EcdError: no crystal of that name.
+        """
+        if name not in self.table.index:
+            raise EcdError(name, "is not in the latent database", "Its names are those of `ecd data`.")
+        return int(self.table.index.get_indexer(pd.Index([name]))[0])
+
+    def decode(self, name: str, exact_electrons: bool = True) -> ChargeDensity:
+        """The density that a latent stands for, on the conventional cell at its full number of voxels.
+
+        Args:
+            exact_electrons: scale it so that it holds the electrons it should; the network alone comes near.
+        """
+        i = self.row(name)
+        values = self.autoencoder.decode(self.latents[i : i + 1].astype(np.float32))[0].astype(np.float64)
+        for axis, n in enumerate(self.shapes[i]):
+            values = scipy.signal.resample(values, int(n), axis=axis)
+        species = tuple(Element.from_Z(int(z)).symbol for z in self.numbers[i])
+        decoded = ChargeDensity(
+            values, self.cells[i], species, self.positions[i], name, self.convention or None, ("decoded from a latent",)
+        )
+        if not exact_electrons:
+            return decoded
+        factor = self.table["electrons"].iloc[i] / decoded.n_electrons
+        return decoded.step(f"scaled by {factor:.5f} to its number of electrons", values=decoded.values * factor)
+
+    @cached_property
+    def _standardized(self) -> tuple[Floats, Floats, Floats]:
+        values = pooled(self.latents.astype(np.float32))
+        mean, scale = values.mean(0), values.std(0) + 1e-6
+        return (values - mean) / scale, mean, scale
+
+    @cached_property
+    def spacing(self) -> Floats:
+        """``(n,)``: distance of each crystal to its nearest neighbour in the database (see :meth:`nearest`), sorted."""
+        points = self._standardized[0]
+        nearest = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[0][:, 1]
+        return np.sort(nearest)
+
+    def nearest(self, latent: Floats, k: int = 5) -> pd.Series:
+        """Names of the ``k`` crystals with the most similar latents, and their distances.
+
+        The distance is Euclidean, between pooled latents (see :func:`pooled`), each in units of its deviation over
+        the database.
+        """
+        points, mean, scale = self._standardized
+        distance = np.linalg.norm(points - (pooled(latent[None]) - mean) / scale, axis=1)
+        order = np.argsort(distance)[:k]
+        return pd.Series(distance[order], index=self.table.index[order], name="distance")
+
+
+def write_latents(path: str | os.PathLike[str], densities: Iterable[ChargeDensity], autoencoder: Autoencoder) -> None:
+    """Encode densities into a latent database, atomically.
+
+    Raises:
+        EcdError: an autoencoder of the padded route (its latents know no cell), no densities, mixed conventions.
+    """
+    p = autoencoder.parameters
+    if p.route != "periodic":
+        raise EcdError(autoencoder.source, "a database needs the periodic route", "Train with -p route=periodic.")
+    names, formulas, grids, cells, shapes, electrons = [], [], [], [], [], []
+    positions: list[Floats] = []
+    numbers: list[Any] = []
+    conventions = set()
+    for density in densities:
+        cell = common_cell(density, p.edge)
+        names.append(density.name)
+        formulas.append(density.formula)
+        grids.append(cell.values.astype(np.float32))
+        cells.append(cell.lattice)
+        shapes.append(conventional_grid(density, conventional_cell(density)[1]))
+        electrons.append(cell.n_electrons)
+        positions.append(cell.positions)
+        numbers.append(cell.numbers)
+        conventions.add(density.convention or "")
+    if not names or len(conventions) > 1:
+        problem = "no densities to encode" if not names else "densities of several valence conventions"
+        raise EcdError(path, problem, "Give densities of one convention.")
+    weights: Any = {f"weights/{k}": v for k, v in autoencoder.weights.items()}
+    with atomic_write(path) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(
+            f,
+            names=np.array(names),
+            formulas=np.array(formulas),
+            latents=autoencoder.encode(np.stack(grids)).astype(np.float16),
+            cells=np.array(cells, dtype=np.float32),
+            shapes=np.array(shapes, dtype=np.int16),
+            electrons=np.array(electrons),
+            offset=np.cumsum([0, *map(len, numbers)]),
+            positions=np.concatenate(positions).astype(np.float32),
+            numbers=np.concatenate(numbers).astype(np.uint8),
+            convention=np.array(conventions.pop()),
+            **weights,
+            losses=autoencoder.losses,
+            validation=autoencoder.validation,
+            meta=np.array(json.dumps(autoencoder.meta)),
+        )
+
+
+def load_latents(path: str | os.PathLike[str] | None = None) -> LatentDatabase:
+    """Read a latent database; by default that of the bundled densities.
+
+    Raises:
+        EcdError: missing or damaged file.
+    """
+    path = data_file("latents.npz") if path is None else Path(path)
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
+            a = {k: z[k] for k in z.files}
+        weights = {k.removeprefix("weights/"): v for k, v in a.items() if k.startswith("weights/")}
+        trained = Autoencoder(weights, a["losses"], a["validation"], json.loads(str(a["meta"])), str(path))
+        offset = a["offset"]
+        cells = a["cells"].astype(np.float64)
+        table = pd.DataFrame(
+            {
+                "formula": a["formulas"],
+                "n_atoms": np.diff(offset),
+                "volume": np.abs(np.linalg.det(cells)),
+                "electrons": a["electrons"],
+            },
+            index=pd.Index(a["names"], name="name"),
+        )
+        positions = [x.astype(np.float64) for x in np.split(a["positions"], offset[1:-1])]
+        numbers = np.split(a["numbers"], offset[1:-1])
+        shapes, convention = a["shapes"], str(a["convention"])
+        return LatentDatabase(table, a["latents"], cells, shapes, positions, numbers, convention, trained)
+    except DAMAGED as error:
+        raise EcdError(path, "is no readable latent database", "Make it with `ecd encode`.") from error

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ecdlib.errors import EcdError
 
@@ -52,6 +52,8 @@ def _density(file: str) -> str:
 
 
 Size = Annotated[int, AfterValidator(_odd)]
+Channels = Annotated[Literal[8, 16, 32], BeforeValidator(int)]  # the command line gives text
+Degree = Annotated[Literal[2, 4], BeforeValidator(int)]
 Subset = Annotated[int, AfterValidator(_subset)]
 Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
@@ -196,7 +198,7 @@ class FusionDataParameters(Parameters):
 class CostParameters(Parameters):
     """What a prediction saves: elastic constants from strained cells, counted and timed."""
 
-    degree: Literal[2, 4] = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
+    degree: Degree = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
 
 
 class AutoencoderParameters(Parameters):
@@ -210,7 +212,7 @@ class AutoencoderParameters(Parameters):
         description="how densities come to one grid; periodic: conventional cell, resampled, circular padding; "
         "padded: as published, voxels in a corner of a grid of zeros, zero padding",
     )
-    channels: Literal[8, 16, 32] = Field(16, description="of the latent, which has this edge where the grid has 128")
+    channels: Channels = Field(16, description="of the latent, which has this edge where the grid has 128")
     edge: int = Field(32, ge=16, le=128, multiple_of=16, description="voxels along each axis of the common grid")
     batch_norm: bool = Field(True, description="batch normalization after each block")
     dropout: float = Field(0.05, ge=0, lt=1, description="probability, after each block")

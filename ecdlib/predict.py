@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ecdlib.correlations import cubic_average
-from ecdlib.datasets import data_file, load_densities
+from ecdlib.datasets import data_file, data_hashes, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError
 from ecdlib.experiments import UNITS, Experiment, load_experiment, shipped_results
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, featurize
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
+
+if TYPE_CHECKING:
+    from ecdlib.fusion import FusionModel
 
 #: What ``ecd predict`` takes unless told otherwise.
 DEFAULT_MODEL = "density-gpr"
@@ -29,15 +32,16 @@ class Domain:
     """What a training set covers."""
 
     valence: dict[str, int]  #: valence electrons of each element in its densities
-    a: tuple[float, float]  #: smallest and largest cubic lattice parameter, Å
+    a: tuple[float, float] | None  #: smallest and largest cubic lattice parameter, Å; None if not all are cubic
+    volume: tuple[float, float]  #: smallest and largest volume per atom, Å³
 
     @classmethod
     @lru_cache(maxsize=8)
     def of(cls, names: tuple[str, ...]) -> Domain:
-        """Domain of crystals of the bundled cubic store."""
+        """Domain of bundled crystals."""
         from pymatgen.core import Composition
 
-        table = load_densities("cubic").table.loc[list(names)]
+        table = pd.concat([load_densities(which).table for which in ("cubic", "general")]).loc[list(names)]
         shares = [Composition(formula).fractional_composition.as_dict() for formula in table["formula"]]
         elements = sorted(set().union(*shares))
         counts = np.array([[share.get(e, 0) for e in elements] for share in shares]) * table[["n_atoms"]].to_numpy()
@@ -45,7 +49,10 @@ class Domain:
         electrons = np.linalg.lstsq(counts.T @ counts, counts.T @ total, rcond=None)[0]
         edges = cls.lattice_parameters(table)
         valence = {e: round(float(v)) for e, v in zip(elements, electrons, strict=True)}
-        return cls(valence, (float(edges.min()), float(edges.max())))
+        volume = table["volume"] / table["n_atoms"]
+        cubic = (table["spacegroup"] >= 195).all()
+        a = (float(edges.min()), float(edges.max())) if cubic else None
+        return cls(valence, a, (float(volume.min()), float(volume.max())))
 
     @staticmethod
     def lattice_parameters(table: pd.DataFrame) -> Floats:
@@ -61,7 +68,12 @@ class Domain:
             found.append(f"no training crystal holds {', '.join(unseen)}")
         dataset = density.symmetry(1e-2)
         number = 0 if dataset is None else int(dataset.number)
-        if number < 195:
+        if self.a is None:
+            volume = density.volume / max(1, len(density.species))
+            if not self.volume[0] <= volume <= self.volume[1]:
+                limits = f"{self.volume[0]:.1f} to {self.volume[1]:.1f} Å³"
+                found.append(f"volume per atom {volume:.1f} Å³ is outside the {limits} of the training set")
+        elif number < 195:
             what = "no crystal symmetry was found" if number == 0 else f"space group {number} is not cubic"
             found.append(f"{what}, all training crystals are cubic: the 48 orientations were averaged")
         else:
@@ -109,9 +121,27 @@ class Predictor:
         return p
 
     @property
-    def settings(self) -> FeatureSettings:
-        """How densities must be turned into features for it."""
+    def unit(self) -> str:
+        """Unit of the property."""
+        return UNITS[self.target]
+
+    @property
+    def kind(self) -> FeatureSettings:
+        """How densities are turned into features for it; predictors of one kind share their features."""
         return FeatureSettings(size=self.parameters.size, voxel=self.parameters.voxel)
+
+    def features(self, density: ChargeDensity) -> tuple[Floats, Floats]:
+        """Distinct values of the autocorrelation, and quantiles of the density.
+
+        Raises:
+            EcdError: a crystal that is not cubic for a network with cubic kernels.
+        """
+        number = _spacegroup(density)
+        if number < 195 and self.parameters.model.startswith("octahedral"):
+            remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
+            raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
+        correlation, row = featurize(density, self.kind)
+        return cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
 
     @cached_property
     def domain(self) -> Domain:
@@ -144,19 +174,16 @@ class Predictor:
         model.mean_, model.scale_ = trained.mean(0), trained.std(0)
         return model
 
-    def predict(self, correlations: Floats, quantiles: Floats) -> tuple[float, float]:
+    def predict(self, features: tuple[Floats, Floats]) -> tuple[float, float]:
         """Value and standard deviation for one crystal.
 
         A Gaussian process states its own standard deviation; for a network it is the root mean square error on
         crystals that were not in its training.
 
         Args:
-            correlations: distinct values of the autocorrelation.
-            quantiles: of the density.
-
-        Raises:
-            EcdError: features that do not fit the weights.
+            features: see :meth:`features`.
         """
+        correlations, quantiles = features
         if MODELS[self.parameters.model].inputs == "statistics":
             value, std = self.model.predict(np.hstack([correlations, quantiles])[None], return_std=True)
             return float(value[0]), float(std[0])
@@ -169,12 +196,50 @@ class Predictor:
         return float(values[t]), std
 
 
-def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
+@dataclass(frozen=True)
+class FusionPredictor:
+    """A trained model on latents and composition, for one property."""
+
+    target: str
+    model: FusionModel
+
+    @property
+    def unit(self) -> str:
+        """Unit of the property."""
+        from ecdlib.fusion import PROPERTIES
+
+        return PROPERTIES[self.target]
+
+    @property
+    def kind(self) -> str:
+        """Predictors of one kind share their features."""
+        return self.model.source
+
+    @cached_property
+    def domain(self) -> Domain:
+        """What its training crystals cover."""
+        return Domain.of(tuple(self.model.names))
+
+    def features(self, density: ChargeDensity) -> Floats:
+        """What the model takes."""
+        return self.model.features(density)
+
+    def predict(self, features: Floats) -> tuple[float, float]:
+        """Value and standard deviation (see :meth:`ecdlib.fusion.FusionModel.predict`)."""
+        return self.model.predict(features, self.target)
+
+
+def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[FusionPredictor]:
     """Trained models by name, one for each property, or that of a result file of ``ecd train``.
 
     Raises:
         EcdError: no such model or file, or one without weights.
     """
+    if f"models/{model}.npz" in data_hashes():
+        from ecdlib.fusion import load_fusion_model
+
+        fusion = load_fusion_model(model)
+        return [FusionPredictor(target, fusion) for target in fusion.meta["targets"]]
     path = Path(model)
     shipped = [name for name in shipped_results() if name.startswith(f"results/{model}--")]
     files = [path] if path.suffix == ".npz" else [data_file(name) for name in shipped]
@@ -191,13 +256,13 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor]:
     if not found:
         if files:
             raise EcdError(files[0], "holds no weights to predict with", "Train one of the networks or density-gpr.")
-        known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b"]
+        known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b", "fusion-lightgbm", "fusion-attention"]
         remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
         raise EcdError(model, "no such trained model", remedy)
     return [found[t] for t in UNITS if t in found]
 
 
-def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dict[str, Any]]:
+def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredictor]) -> list[dict[str, Any]]:
     """Properties of one crystal.
 
     Returns:
@@ -206,24 +271,19 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor]) -> list[dic
     Raises:
         EcdError: a crystal that is not cubic for a network with cubic kernels, or a density that cannot be featurized.
     """
-    number = _spacegroup(density)
-    if number < 195 and any(p.parameters.model.startswith("octahedral") for p in predictors):
-        remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
-        raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
     records = []
-    features: dict[FeatureSettings, tuple[Floats, Floats]] = {}
+    features: dict[Any, Any] = {}
     for p in predictors:
-        if p.settings not in features:
-            correlation, row = featurize(density, p.settings)
-            features[p.settings] = cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
-        value, std = p.predict(*features[p.settings])
+        if p.kind not in features:
+            features[p.kind] = p.features(density)
+        value, std = p.predict(features[p.kind])
         records.append(
             {
                 "file": density.name,
                 "property": p.target.replace("_", " "),
                 "value": value,
                 "std": std,
-                "unit": UNITS[p.target],
+                "unit": p.unit,
                 "warnings": p.domain.warnings(density),
             }
         )

@@ -58,6 +58,22 @@ class FusionScaler:
             self.explained = float(pca.explained_variance_ratio_.sum())
         return self
 
+    @property
+    def state(self) -> dict[str, Floats]:
+        """What :meth:`from_state` needs to make it again."""
+        found = {"mean": self.mean, "scale": self.scale}
+        if self.n_latent:
+            found |= {"components": self.components.astype(np.float32), "centre": self.centre}
+        return found
+
+    @classmethod
+    def from_state(cls, state: dict[str, Floats]) -> Self:
+        """A fitted one."""
+        made = cls(state["components"].shape[1] if "components" in state else 0)
+        for key, value in state.items():
+            setattr(made, key, value)
+        return made
+
     def _standardized(self, X: Floats) -> Floats:
         standardized: Floats = (X - self.mean) / self.scale
         return standardized
