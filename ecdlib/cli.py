@@ -220,6 +220,17 @@ def predict_command(
         raise typer.Exit(2)
 
 
+@app.command("app")
+def app_command(
+    port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one")] = 5006,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it in the browser")] = True,
+) -> None:
+    """Open the graphical interface: predictions for files that one drops, and the latent database."""
+    from ecdlib.app import serve
+
+    serve(port, browser)
+
+
 @app.command()
 def train(
     parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
@@ -299,18 +310,22 @@ def decode(
 def train_fusion(
     out: Annotated[Path, typer.Option("-o", "--out", help="result file to write (.npz)")],
     parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
+    final: Annotated[Path | None, typer.Option(help="train on all crystals too, and write what predicts")] = None,
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Evaluate a model on latents and composition with the parameters of the notebook 'fusion'; resumes."""
-    from ecdlib.fusion import run_fusion
+    from ecdlib.fusion import run_fusion, train_final
     from ecdlib.parameters import FusionParameters
 
     p = _values("fusion", parameter, profile)
     assert isinstance(p, FusionParameters)
     if out.suffix != ".npz":
         raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
-    run_fusion(p, out)
+    result = run_fusion(p, out)
     print(f"written: {out}")
+    if final is not None:
+        train_final(p, result, final)
+        print(f"written: {final}")
 
 
 @app.command()

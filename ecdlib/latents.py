@@ -38,8 +38,10 @@ POOLINGS = {8: 4, 16: 3, 32: 2}  #: halvings of the grid for each number of late
 DEFAULT_AUTOENCODER = "periodic-16"
 
 
-def common_cell(density: ChargeDensity, edge: int) -> ChargeDensity:
+def common_cell(density: ChargeDensity, edge: int | None) -> ChargeDensity:
     """The conventional cell on ``(edge, edge, edge)`` voxels, at the origin of the space group's standard setting.
+
+    ``edge=None`` keeps the input's resolution.
 
     Plane waves that the grid can hold are kept exactly, the others left out; electrons are conserved. The result does
     not depend on the cell in which a crystal is given (primitive, conventional, supercell), and on its origin only
@@ -48,11 +50,11 @@ def common_cell(density: ChargeDensity, edge: int) -> ChargeDensity:
     Raises:
         EcdError: no crystal symmetry found.
     """
-    cell = to_conventional(density, grid=(edge, edge, edge))
+    cell = to_conventional(density, grid=None if edge is None else (edge, edge, edge))
     shift = np.asarray(density.symmetry(1e-2).origin_shift)  # conventional coordinates of the old origin
     if np.abs(shift - shift.round()).max() < 1e-6:
         return cell
-    k = [np.fft.fftfreq(edge, 1 / edge), np.fft.fftfreq(edge, 1 / edge), np.fft.rfftfreq(edge, 1 / edge)]
+    k = [np.fft.fftfreq(n, 1 / n) for n in cell.shape[:2]] + [np.fft.rfftfreq(cell.shape[2], 1 / cell.shape[2])]
     phase = shift[0] * k[0][:, None, None] + shift[1] * k[1][None, :, None] + shift[2] * k[2][None, None, :]
     values = scipy.fft.irfftn(scipy.fft.rfftn(cell.values) * np.exp(-2j * np.pi * phase), s=cell.shape)
     return cell.step("moved to the standard origin", values=values, positions=(cell.positions + shift) % 1)
@@ -65,12 +67,21 @@ def padded_grid(density: ChargeDensity, edge: int) -> Floats:
     the picture is the same at a lower resolution. A density of more voxels than the grid is resampled to fit, as in
     the authors' public code. The shape of the cell is lost, its size is not; a periodic field is cut.
     """
-    shape = [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
-    values = np.asarray(density.values, dtype=np.float64)
+    shape = _padded_shape(density, edge)
+    return np.pad(resample(density.values, shape), [(0, edge - n) for n in shape])
+
+
+def _padded_shape(density: ChargeDensity, edge: int) -> list[int]:
+    return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
+
+
+def resample(values: Floats, shape: Sequence[int]) -> Floats:
+    """A periodic field on another grid: plane waves are kept, dropped where the new grid cannot hold them."""
+    resampled = np.asarray(values, dtype=np.float64)
     for axis, n in enumerate(shape):
-        if n != values.shape[axis]:
-            values = scipy.signal.resample(values, n, axis=axis)
-    return np.pad(values, [(0, edge - n) for n in shape])
+        if n != resampled.shape[axis]:
+            resampled = scipy.signal.resample(resampled, int(n), axis=axis)
+    return resampled
 
 
 def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
@@ -151,6 +162,20 @@ class Autoencoder:
             done = [function(torch.from_numpy(np.ascontiguousarray(p, dtype=np.float32))).numpy() for p in parts]
         result: Floats = np.concatenate(done)
         return result
+
+    def reconstruct(self, density: ChargeDensity) -> tuple[ChargeDensity, ChargeDensity]:
+        """A density in the cell that the route uses, at its full resolution, and what comes back through the latent.
+
+        On the periodic route this is the conventional cell; on the padded one the cell as it is, cut out of the grid.
+        """
+        p = self.parameters
+        grid = self.decode(self.encode(on_grid(density, p.edge, p.route)[None]))[0]
+        cell = density
+        if p.route == "periodic":
+            cell = common_cell(density, None)
+        else:
+            grid = grid[tuple(slice(n) for n in _padded_shape(density, p.edge))]
+        return cell, cell.step("through the latent", values=resample(grid, cell.shape))
 
     def latent(self, density: ChargeDensity) -> Floats:
         """Latent of one density, ``(channels, m, m, m)``."""
@@ -315,9 +340,7 @@ class LatentDatabase:
             exact_electrons: scale it so that it holds the electrons it should; the network alone comes near.
         """
         i = self.row(name)
-        values = self.autoencoder.decode(self.latents[i : i + 1].astype(np.float32))[0].astype(np.float64)
-        for axis, n in enumerate(self.shapes[i]):
-            values = scipy.signal.resample(values, int(n), axis=axis)
+        values = resample(self.autoencoder.decode(self.latents[i : i + 1].astype(np.float32))[0], self.shapes[i])
         species = tuple(Element.from_Z(int(z)).symbol for z in self.numbers[i])
         decoded = ChargeDensity(
             values, self.cells[i], species, self.positions[i], name, self.convention or None, ("decoded from a latent",)

@@ -149,8 +149,11 @@ def interactive(figure: go.Figure, alt: str) -> HTML | go.Figure:
     return HTML(f'<div class="ecd-interactive" role="img" aria-label="{html.escape(alt, quote=True)}">{body}</div>')
 
 
-def network_diagram(ax: Axes, model: torch.nn.Module, x: torch.Tensor) -> list[tuple[int, int]]:
+def network_diagram(ax: Axes, model: torch.nn.Module, x: torch.Tensor, average: bool = True) -> list[tuple[int, int]]:
     """Draw the convolutions of a network as blocks, from a forward pass of ``x (1, channels, n, n, n)``.
+
+    Args:
+        average: the network ends with an average over positions.
 
     Returns:
         Channels and grid edge of the input and of each convolution's output.
@@ -176,8 +179,10 @@ def network_diagram(ax: Axes, model: torch.nn.Module, x: torch.Tensor) -> list[t
         ax.text(left + width / 2, edge / 2 + 2, f"{edge}³×{channels}", ha="center", fontsize=8)
         ax.text(left + width / 2, -edge / 2 - 3, label, ha="center", va="top", fontsize=8)
         left += width + 9
-    ax.text(left, 0, f"average\n→ {shapes[-1][0]}", va="center", fontsize=9)
-    ax.set(xlim=(-4, left + 12), ylim=(-42, 34))
+    if average:
+        ax.text(left, 0, f"average\n→ {shapes[-1][0]}", va="center", fontsize=9)
+    tallest = max(edge for _, edge in shapes) / 2
+    ax.set(xlim=(-4, left + 12), ylim=(-tallest - 17, tallest + 9))
     ax.axis("off")
     return shapes
 
