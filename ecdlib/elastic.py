@@ -18,6 +18,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,15 +31,15 @@ from ase import Atoms
 from ase.calculators.calculator import kpts2sizeandoffsets
 from ase.units import Bohr, GPa, Hartree
 from numpy.typing import ArrayLike, NDArray
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 from pymatgen.io.vasp import Poscar
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-from scipy.fft import next_fast_len
+from pymatgen.symmetry.groups import PointGroup, SpaceGroup
 
 from ecdlib import gpaw_script
 from ecdlib.compute import RECIPE, _run, find_gpaw_python
 from ecdlib.datasets import data_file, load_structures
 from ecdlib.errors import EcdError, atomic_write
+from ecdlib.preprocess import fast_length
 
 Floats = NDArray[np.float64]
 Mode = Literal["volume", "tetragonal", "shear"]
@@ -46,6 +47,8 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 #: Strains of each deformation: seven, as the paper counts them, one of which is none.
 STRAINS = tuple(0.005 * i for i in range(-3, 4))
+#: How often the density calculation is timed.
+REPEATS = 5
 #: ΔE/V = FACTORS[mode] × (K, C11 - C12, C44) × δ².
 FACTORS: dict[Mode, float] = {"volume": 4.5, "tetragonal": 0.75, "shear": 2.0}
 
@@ -90,10 +93,8 @@ def spacegroup_constants(number: int) -> int:
     """
     if number not in range(1, 231):
         raise EcdError(number, "is no space group", "Their numbers are 1 to 230.")
-    types: Any = map(spglib.get_spacegroup_type, range(1, 531))
-    hall = next(t.hall_number for t in types if t.number == number)
-    symmetry: Any = spglib.get_symmetry_from_database(hall)
-    return independent_constants(symmetry["rotations"])
+    group = PointGroup(SpaceGroup.from_int_number(number).point_group)
+    return independent_constants([operation.rotation_matrix for operation in group.symmetry_ops])
 
 
 def cubic_strains(mode: Mode, delta: ArrayLike) -> Floats:
@@ -260,6 +261,17 @@ def voigt_reuss_hill(C: ArrayLike) -> dict[str, Any]:
     return {name: np.asarray(v)[()] if stiffness.ndim > 2 else float(v) for name, v in moduli.items()}
 
 
+def _symmetry(structure: Structure) -> Any:
+    """spglib's symmetry dataset, None if there is none."""
+    crystal: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
+        try:
+            return spglib.get_symmetry_dataset(crystal, symprec=1e-2)
+        except spglib.SpglibError:
+            return None
+
+
 def orthogonal_cell(structure: Structure) -> Structure:
     """The cell of a cubic crystal spanned by [110], [-110] and [001], in the cubic axes.
 
@@ -270,10 +282,11 @@ def orthogonal_cell(structure: Structure) -> Structure:
     Raises:
         EcdError: not cubic, or an atom that is no centre of inversion: a strain would move it within the cell.
     """
-    cubic = SpacegroupAnalyzer(structure, symprec=1e-2).get_conventional_standard_structure()
-    found = spglib.get_symmetry_dataset((cubic.lattice.matrix, cubic.frac_coords, cubic.atomic_numbers), symprec=1e-2)
-    if found is None or found.number < 195:
+    given = _symmetry(structure)
+    if given is None or given.number < 195:
         raise EcdError(structure.formula, "is not cubic", "Take a cubic crystal.")
+    cubic = Structure(given.std_lattice, [Element.from_Z(z) for z in given.std_types], given.std_positions)
+    found = _symmetry(cubic)
     shifts = found.translations[(found.rotations == -np.eye(3)).all(axis=(1, 2))]
     moved = 2 * cubic.frac_coords[:, None] - shifts
     if not (abs(moved - moved.round()) < 1e-2).all(-1).any(-1).all():
@@ -282,13 +295,15 @@ def orthogonal_cell(structure: Structure) -> Structure:
     half = 0.5 if found.international.startswith("F") else 1.0
     cell = cubic.lattice.a * np.array([[half, half, 0], [-half, half, 0], [0, 0, 1]])
     species = [*cubic.species, *cubic.species]
-    positions = np.vstack([cubic.frac_coords, cubic.frac_coords + [1, 0, 0]]) * cubic.lattice.a @ np.linalg.inv(cell)
+    both = np.vstack([cubic.frac_coords, cubic.frac_coords + np.array([1, 0, 0])])
+    positions = both * cubic.lattice.a @ np.linalg.inv(cell)
     keys = np.round(positions * 48).astype(int) % 48
     _, kept = np.unique(keys, axis=0, return_index=True)
     kept.sort()
     if len(kept) != round(len(cubic) * abs(np.linalg.det(cell)) / cubic.volume):
         raise EcdError(structure.formula, "could not be put into an orthogonal cell", "Take another crystal.")
-    return Structure(cell, [species[i] for i in kept], np.mod(positions[kept].round(10), 1))
+    atoms = Structure(cell, [species[i] for i in kept], np.mod(positions[kept].round(10), 1))
+    return atoms.get_sorted_structure()
 
 
 #: Runs beside a copy of gpaw_script.py, in the Python that has GPAW: its parameters, but grids that are given.
@@ -339,7 +354,7 @@ def run_strains(
 
     The parameters are those of the bundled densities. The k-points and the real-space grid are chosen once, for the
     unstrained orthogonal cell (:func:`orthogonal_cell`), and kept. The density calculation that a prediction needs
-    (:func:`ecdlib.compute.compute_density`, primitive cell) is timed, too.
+    (:func:`ecdlib.compute.compute_density`, primitive cell) is timed, too, ``REPEATS`` times.
 
     Args:
         out: JSON file, rewritten after each calculation; what it holds already is not computed again.
@@ -349,8 +364,8 @@ def run_strains(
 
     Returns:
         What ``out`` holds. ``settings``: ``crystal``, ``cell`` (3, 3) Å, ``symbols``, ``positions``, ``kpts``,
-        ``gpts``, ``strains``, ``recipe``. ``calculations``: for each ``mode``, ``strain``, ``energy`` (eV per cell),
-        ``irreducible_kpoints``, ``seconds`` (wall, whole process), ``cpu_seconds`` (whole process) and
+        ``gpts``, ``strains``, ``recipe``. ``calculations``: for each ``mode``, ``strain``, ``repeat``, ``energy`` (eV
+        per cell), ``irreducible_kpoints``, ``seconds`` (wall, whole process), ``cpu_seconds`` (whole process) and
         ``start_seconds`` (the part of it before GPAW was imported and ready). The mode of the unstrained cell is
         ``none``, that of the primitive one ``density``. ``provenance``: versions, device, date.
 
@@ -380,15 +395,17 @@ def run_strains(
     }
     record = _resume(out, settings)
     interpreter = find_gpaw_python(python)
-    tasks: list[tuple[str, float]] = [("density", 0.0), ("none", 0.0)]
-    tasks += [(mode, d) for mode in MODES for d in settings["strains"] if d]
-    finished = {(c["mode"], c["strain"]) for c in record["calculations"]}
-    for mode, d in tasks:
-        if (mode, d) not in finished:
+    strained = [[(mode, d, 0) for d in settings["strains"] if d] for mode in MODES]
+    tasks: list[tuple[str, float, int]] = [("none", 0.0, 0)]
+    for repeat in range(REPEATS):  # spread out, because a busy machine is not equally fast all the time
+        tasks += [("density", 0.0, repeat), *(strained[repeat] if repeat < len(strained) else [])]
+    finished = {(c["mode"], c["strain"], c["repeat"]) for c in record["calculations"]}
+    for mode, d, repeat in tasks:
+        if (mode, d, repeat) not in finished:
             result = _compute(interpreter, settings, structure, mode, d)
             for key in set(result) & {"gpaw", "setups"}:
                 record["provenance"][key] = result.pop(key)
-            record["calculations"].append({"mode": mode, "strain": d, **result})
+            record["calculations"].append({"mode": mode, "strain": d, "repeat": repeat, **result})
             with atomic_write(out) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             if progress is not None:
@@ -403,11 +420,9 @@ def _kpoints(cell: Structure) -> Any:
 
 
 def _grid(lengths: Sequence[float], strain: float) -> list[int]:
-    """Real-space points along each edge (Å): fine enough for the cutoff at the largest stretch, small prime factors."""
-    wavelength = 12.2643 / gpaw_script.CUTOFF**0.5  # Å, of a free electron; the density oscillates twice as fast
-    return [
-        2 * next_fast_len(int(np.ceil(4 * length * (1 + strain) / wavelength / 2)), real=True) for length in lengths
-    ]
+    """Points of GPAW's real-space grid along each edge (Å), at the largest strain no wider apart than by default."""
+    spacing = np.pi / (4 * gpaw_script.CUTOFF / Hartree) ** 0.5 * Bohr
+    return [fast_length(edge * (1 + strain) / spacing) for edge in lengths]
 
 
 def _resume(out: Path, settings: dict[str, Any]) -> dict[str, Any]:

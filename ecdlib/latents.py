@@ -43,9 +43,9 @@ def common_cell(density: ChargeDensity, edge: int | None) -> ChargeDensity:
 
     ``edge=None`` keeps the input's resolution.
 
-    Plane waves that the grid can hold are kept exactly, the others left out; electrons are conserved. The result does
-    not depend on the cell in which a crystal is given (primitive, conventional, supercell), and on its origin only
-    where the space group allows several.
+    Plane waves that the grid can hold are kept exactly, the others left out; electrons are conserved. Another cell of
+    the same crystal (primitive, conventional, supercell) gives the same, up to the choice among axes and origins that
+    the space group leaves open.
 
     Raises:
         EcdError: no crystal symmetry found.

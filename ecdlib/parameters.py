@@ -261,6 +261,29 @@ class FusionParameters(Parameters):
     epochs: int = Field(60, ge=1, description="at most, of the network")
 
 
+class LatentDatabaseParameters(Parameters):
+    """The latent database: how small, how exact, and how to use it."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sample": 2}
+
+    crystal: Crystal = Field("Fe3SnC_221", description="crystal that is decoded and shown")
+    sample: int = Field(12, ge=2, le=200, description="crystals whose file sizes and errors are compared")
+
+
+class RobustnessParameters(Parameters):
+    """One crystal, many descriptions: rotations, origins, supercells."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sample": 2}
+
+    sample: int = Field(12, ge=2, le=100, description="test crystals that are described in several ways")
+
+
+class TenLinesParameters(Parameters):
+    """Charge density in ten lines: file, picture, latent, property."""
+
+    file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
+
+
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
 
@@ -287,8 +310,11 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "own_crystal": OwnCrystalParameters,
     "fusion_data": FusionDataParameters,
     "autoencoder": AutoencoderParameters,
+    "latent_database": LatentDatabaseParameters,
     "fusion": FusionParameters,
+    "robustness": RobustnessParameters,
     "cost": CostParameters,
+    "ten_lines": TenLinesParameters,
 }
 
 

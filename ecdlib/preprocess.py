@@ -165,6 +165,18 @@ def to_conventional(
     )
 
 
+def supercell(density: ChargeDensity, repeats: tuple[int, int, int]) -> ChargeDensity:
+    """The same crystal in a cell that is ``repeats`` times as long along each vector."""
+    shifts = np.indices(repeats).reshape(3, -1).T
+    return density.step(
+        f"supercell {'x'.join(map(str, repeats))}",
+        values=np.tile(density.values, repeats),
+        lattice=density.lattice * np.array(repeats)[:, None],
+        species=tuple(s for s in density.species for _ in shifts),
+        positions=((density.positions[:, None] + shifts) / repeats).reshape(-1, 3),
+    )
+
+
 def compare_conversions(density: ChargeDensity) -> dict[str, Any]:
     """What the paper checks of the conversion (2.2.1), for the exact and for its trilinear route on one grid.
 

@@ -1,0 +1,227 @@
+"""Elastic constants: the way from known constants to energies and back, averages, symmetry, and each way to fail."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.units import GPa
+from hypothesis import given
+from hypothesis import strategies as st
+from pymatgen.analysis.elasticity import ElasticTensor
+from pymatgen.core import Lattice, Structure
+
+from ecdlib import elastic
+from ecdlib.elastic import (
+    MODES,
+    REPEATS,
+    STRAINS,
+    CubicConstants,
+    cubic_constants,
+    cubic_strains,
+    independent_constants,
+    orthogonal_cell,
+    run_strains,
+    spacegroup_constants,
+    strain_energies,
+    strained_cell,
+    voigt_reuss_hill,
+)
+from ecdlib.errors import EcdError
+
+ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.0), ["Li", "H"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+CSCL = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.0), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+BCC = Structure.from_spacegroup("Im-3m", Lattice.cubic(3.3), ["Nb"], [[0, 0, 0]])
+ZINCBLENDE = Structure.from_spacegroup("F-43m", Lattice.cubic(5.4), ["Zn", "S"], [[0, 0, 0], [0.25] * 3])
+HEXAGONAL = Structure(Lattice.hexagonal(3.2, 5.2), ["Mg", "Mg"], [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]])
+
+constant = st.floats(20, 400)
+
+
+def energy(C: np.ndarray[Any, Any], F: np.ndarray[Any, Any], volume: float) -> np.ndarray[Any, Any]:
+    """½ V εCε in eV, ε = F - 1 in Voigt's order with engineering shears: F is symmetric."""
+    e = F - np.eye(3)
+    voigt = np.stack([*(e[..., i, i] for i in range(3)), 2 * e[..., 1, 2], 2 * e[..., 0, 2], 2 * e[..., 0, 1]], axis=-1)
+    return 0.5 * volume * GPa * np.einsum("...i,ij,...j", voigt, C, voigt)
+
+
+@given(shear=constant, difference=constant, bulk=constant, volume=st.floats(10, 500), pressure=st.floats(-5, 5))
+def test_known_constants_come_back(shear: float, difference: float, bulk: float, volume: float, pressure: float):
+    known = CubicConstants(bulk + 2 * difference / 3, bulk - difference / 3, shear, pressure, {})
+    d = np.linspace(-1e-3, 1e-3, 7)
+    energies = {
+        mode: -50
+        - pressure * GPa * volume * (np.linalg.det(F) - 1)
+        + energy(known.stiffness, F if mode != "volume" else np.eye(3) * (1 + d)[:, None, None], volume)
+        for mode in MODES
+        for F in [cubic_strains(mode, d)]
+    }
+    for degree in (2, 4):
+        found = cubic_constants(d, energies, volume, degree)
+        expected = [known.c11, known.c12, known.c44, pressure, known.zener]
+        assert np.allclose(
+            [found.c11, found.c12, found.c44, found.pressure, found.zener], expected, rtol=2e-3, atol=0.05
+        )
+        assert max(found.residual.values()) < 1e-4
+
+
+def test_residual_is_the_noise_that_the_polynomial_leaves():
+    noise = np.array([1.0, -1, 1, -1, 1, -1, 1]) * 1e-3
+    energies = dict.fromkeys(MODES, np.array(STRAINS) ** 2) | {"shear": np.array(STRAINS) ** 2 + noise}
+    found = cubic_constants(STRAINS, energies, 50.0)
+    assert found.residual["volume"] < 1e-12
+    assert found.residual["shear"] == pytest.approx(9.2e-4, rel=0.1)
+
+
+def test_two_deformations_keep_the_volume_and_all_keep_the_orthogonal_cell():
+    d = np.linspace(-0.1, 0.1, 9)
+    assert np.allclose(np.linalg.det(cubic_strains("tetragonal", d)), 1)
+    assert np.allclose(np.linalg.det(cubic_strains("shear", d)), 1)
+    assert np.allclose(np.linalg.det(cubic_strains("volume", d)), 1 + 3 * d)
+    for structure, atoms in ((ROCKSALT, 4), (CSCL, 4), (BCC, 4)):
+        cell = orthogonal_cell(structure)
+        assert len(cell) == atoms
+        assert cell.density == pytest.approx(structure.density)
+        shells = [np.sort([n.nn_distance for n in c.get_neighbors(c[0], 5.0)]) for c in (cell, structure)]
+        assert np.allclose(*shells)
+        for mode in MODES:
+            strained = strained_cell(cell.lattice.matrix, mode, d)
+            products = strained @ np.swapaxes(strained, 1, 2)
+            assert strained.shape == (9, 3, 3)
+            assert np.allclose(products * (1 - np.eye(3)), 0, atol=1e-9)
+
+
+def stable(seed: int, n: int = 1) -> np.ndarray[Any, Any]:
+    """Random stiffnesses that are symmetric and positive definite, (n, 6, 6), GPa."""
+    a = np.random.default_rng(seed).normal(size=(n, 6, 6))
+    return 30 * a @ np.swapaxes(a, 1, 2) + 40 * np.eye(6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_averages_against_pymatgen(seed: int):
+    C = stable(seed, 4)
+    found = voigt_reuss_hill(C)
+    for i, matrix in enumerate(C):
+        other = ElasticTensor.from_voigt(matrix)
+        pairs = {
+            "K_voigt": other.k_voigt,
+            "K_reuss": other.k_reuss,
+            "K": other.k_vrh,
+            "G_voigt": other.g_voigt,
+            "G_reuss": other.g_reuss,
+            "G": other.g_vrh,
+            "nu": other.homogeneous_poisson,
+            "E": other.y_mod / 1e9,
+        }
+        assert set(pairs) == set(found)
+        for name, value in pairs.items():
+            assert found[name][i] == pytest.approx(value, rel=1e-9), name
+        assert found["K_voigt"][i] >= found["K_reuss"][i]
+        assert found["G_voigt"][i] >= found["G_reuss"][i]
+
+
+@given(bulk=constant, shear=constant)
+def test_an_isotropic_crystal_has_no_bounds_apart(bulk: float, shear: float):
+    crystal = CubicConstants(bulk + 4 * shear / 3, bulk - 2 * shear / 3, shear, 0.0, {})
+    found = voigt_reuss_hill(crystal.stiffness)
+    assert crystal.zener == pytest.approx(1)
+    assert [found["K_voigt"], found["K_reuss"]] == pytest.approx([bulk, bulk])
+    assert [found["G_voigt"], found["G_reuss"]] == pytest.approx([shear, shear])
+
+
+def test_constants_of_each_point_group():
+    systems = {(1, 2): {21}, (3, 15): {13}, (16, 74): {9}, (75, 142): {6, 7}, (143, 167): {6, 7}, (168, 194): {5}}
+    systems[195, 230] = {3}
+    for (first, last), counts in systems.items():
+        assert {spacegroup_constants(n) for n in range(first, last + 1)} == counts
+
+
+def calculated(**changes: Any) -> dict[str, Any]:
+    """A record as run_strains writes it, of a crystal that does not exist."""
+    calculations = [{"mode": "none", "strain": 0.0, "energy": -1.0}]
+    calculations += [{"mode": m, "strain": d, "energy": -1.0 + d * d} for m in MODES for d in STRAINS if d]
+    return {"settings": {"crystal": "Xx_225", "strains": [*STRAINS]}, "calculations": calculations} | changes
+
+
+def test_energies_of_a_record_share_the_unstrained_cell():
+    strains, energies = strain_energies(calculated())
+    assert [*strains] == [*STRAINS]
+    assert all(np.allclose(energies[mode], -1 + strains**2) for mode in MODES)
+
+
+FAILURES = {
+    "mode": (lambda: cubic_strains("twist", 0.1), "twist"),  # type: ignore[arg-type]
+    "inside out": (lambda: cubic_strains("volume", -0.4), "strain"),
+    "no strain": (lambda: cubic_strains("shear", np.nan), "strain"),
+    "flat cell": (lambda: strained_cell(np.ones((3, 3)), "shear", 0.1), "cell"),
+    "missing": (lambda: cubic_constants(STRAINS, {"shear": STRAINS}, 1.0), "volume, tetragonal"),
+    "shapes": (lambda: cubic_constants(STRAINS, dict.fromkeys(MODES, np.ones(1)), 1.0), "energies"),
+    "infinite": (lambda: cubic_constants([0, 1, np.inf], dict.fromkeys(MODES, np.ones(3)), 1.0), "finite"),
+    "volume": (lambda: cubic_constants(STRAINS, dict.fromkeys(MODES, STRAINS), 0.0), "volume"),
+    "degree": (lambda: cubic_constants([0, 0.1], dict.fromkeys(MODES, np.ones(2)), 1.0), "degree"),
+    "no matrix": (lambda: voigt_reuss_hill(np.eye(3)), "6 × 6"),
+    "not finite": (lambda: voigt_reuss_hill(np.full((6, 6), np.nan)), "6 × 6"),
+    "unstable": (lambda: voigt_reuss_hill(-np.eye(6)), "positive definite"),
+    "not symmetric": (lambda: voigt_reuss_hill(np.eye(6) + np.eye(6, k=1) / 2), "symmetric"),
+    "rotations": (lambda: independent_constants(np.eye(3)), "rotations"),
+    "no group": (lambda: independent_constants([np.eye(3), np.eye(3)[[1, 0, 2]], np.eye(3)[[2, 1, 0]]]), "group"),
+    "space group": (lambda: spacegroup_constants(231), "231"),
+    "hexagonal": (lambda: orthogonal_cell(HEXAGONAL), "not cubic"),
+    "free atoms": (lambda: orthogonal_cell(ZINCBLENDE), "inversion"),
+    "unfinished": (lambda: strain_energies(calculated(calculations=[])), "Finish it"),
+    "no crystal": (lambda: run_strains("nothing", "never.json"), "nothing"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_bad_input_is_explained(case: str):
+    call, word = FAILURES[case]
+    with pytest.raises(EcdError, match=word):
+        call()
+
+
+FAKE = """#!/bin/sh
+if [ "$1" = -c ]; then exit 0; fi
+echo x >> {log}
+if grep -q poscar "$2"; then more=', "gpaw": "0", "setups": "gpaw-0"'; fi
+echo '{{"done": {{"energy": -1.5, "start_seconds": 0.1, "cpu_seconds": 0.2'"$more"'}}}}'
+"""
+
+
+def test_a_run_is_resumed_and_not_mixed_with_another(tmp_path: Path):
+    python, log, out = tmp_path / "python", tmp_path / "log", tmp_path / "LiH.json"
+    python.write_text(FAKE.format(log=log))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    said: list[str] = []
+    record = run_strains("LiH", out, structure=ROCKSALT, python=str(python), progress=said.append)
+    total = REPEATS + 1 + 3 * 6
+    assert len(record["calculations"]) == len(said) == len(log.read_text().split()) == total
+    assert record["provenance"]["gpaw"] == "0"
+    assert json.loads(out.read_text()) == record
+    assert {name.name for name in tmp_path.iterdir()} == {"python", "log", "LiH.json"}
+    strains, energies = strain_energies(record)
+    assert energies["volume"].shape == strains.shape == (7,)
+
+    out.write_text(json.dumps(record | {"calculations": record["calculations"][:-2]}))
+    assert run_strains("LiH", out, structure=ROCKSALT, python=str(python)) is not None
+    assert len(log.read_text().split()) == total + 2
+
+    with pytest.raises(EcdError, match="other settings"):
+        run_strains("LiH", out, structure=ROCKSALT, strains=(-0.01, 0, 0.01), python=str(python))
+    out.write_text("{}")
+    with pytest.raises(EcdError, match="no strained cells"):
+        run_strains("LiH", out, structure=ROCKSALT, python=str(python))
+    nickel = ROCKSALT.copy()
+    nickel.replace_species({"H": "Ni"})
+    with pytest.raises(EcdError, match="spin-polarized"):
+        run_strains("LiNi", tmp_path / "new.json", structure=nickel, python=str(python))
+
+
+def test_the_grid_carries_the_cutoff_at_the_largest_stretch():
+    cell = orthogonal_cell(ROCKSALT)
+    spacing = np.array(cell.lattice.abc) * 1.015 / elastic._grid(cell.lattice.abc, 0.015)
+    assert (spacing < 0.2045).all()  # GPAW's spacing for 450 eV, Å
