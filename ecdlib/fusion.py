@@ -84,7 +84,13 @@ def inputs(p: FusionParameters) -> tuple[pd.DataFrame, Floats, int]:
 
 
 class FusionNetwork:
-    """Attention network on standardized features (see :class:`ecdlib.models.attention_cnn.AttentionCNN`)."""
+    """Attention network on standardized features (see :class:`ecdlib.models.attention_cnn.AttentionCNN`).
+
+    Standardized features are cut off at ``LIMIT``: one that hardly varies among the training crystals is huge for a
+    crystal where it differs, and a network, unlike trees, goes wherever it is led.
+    """
+
+    LIMIT = 5.0
 
     def __init__(self, p: FusionParameters, n_density: int, scaler: FusionScaler | None = None):
         self.p, self.n_density, self.scaler = p, n_density, scaler
@@ -103,8 +109,13 @@ class FusionNetwork:
             seed=self.p.seed,
         )
         self.regressor_ = TorchRegressor(lambda: self.network(X.shape[1]), settings, self.p.device, progress=False)
-        self.regressor_.fit(self.scaler_.transform(X), y)
+        self.regressor_.fit(self.scaled(self.scaler_, X), y)
         return self
+
+    @classmethod
+    def scaled(cls, scaler: FusionScaler, X: Floats) -> Floats:
+        """Standardized features, cut off."""
+        return np.clip(scaler.transform(X), -cls.LIMIT, cls.LIMIT)
 
     def network(self, n_features: int) -> AttentionCNN:
         """Untrained network for that many features."""
@@ -117,7 +128,7 @@ class FusionNetwork:
 
     def predict(self, X: Floats) -> Floats:
         """``(n,)`` predictions."""
-        predicted: Floats = self.regressor_.predict(self.scaler_.transform(X))
+        predicted: Floats = self.regressor_.predict(self.scaled(self.scaler_, X))
         return predicted
 
 
@@ -346,12 +357,13 @@ class FusionModel:
 
     def predict(self, features: Floats, target: str) -> tuple[float, float]:
         """Value and standard deviation: root mean square of the out-of-fold errors where predictions were similar."""
-        X, model = self.scaler.transform(features), self._models[target]
+        model = self._models[target]
         if "trees" in self._part(target):
-            value = float(model.predict(X, num_threads=1)[0])
+            value = float(model.predict(self.scaler.transform(features), num_threads=1)[0])
         else:
             import torch
 
+            X = FusionNetwork.scaled(self.scaler, features)
             mean, scale = self.arrays[f"{target}/target"]
             with torch.no_grad():
                 value = float(model(torch.from_numpy(X.astype(np.float32)))[0, 0]) * scale + mean
