@@ -322,7 +322,8 @@ class FusionModel:
         return FusionScaler.from_state(self._part("scaler"))
 
     @cached_property
-    def _models(self) -> dict[str, Any]:
+    def models(self) -> dict[str, Any]:
+        """The fitted model of each property."""
         return {target: self._model(target) for target in self.meta["targets"]}
 
     def _part(self, prefix: str) -> dict[str, Any]:
@@ -357,7 +358,7 @@ class FusionModel:
 
     def predict(self, features: Floats, target: str) -> tuple[float, float]:
         """Value and standard deviation: root mean square of the out-of-fold errors where predictions were similar."""
-        model = self._models[target]
+        model = self.models[target]
         if "trees" in self._part(target):
             value = float(model.predict(self.scaler.transform(features), num_threads=1)[0])
         else:

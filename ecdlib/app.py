@@ -1,0 +1,654 @@
+"""The graphical interface, ``ecd app``: predictions for files that one drops, and the latent database.
+
+It serves this machine only, needs no network, and writes nothing but the upload that is being read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import bz2
+import gzip
+import html
+import io
+import itertools
+import logging
+import lzma
+import os
+import re
+import socket
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ecdlib.datasets import load_density
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.errors import EcdError
+from ecdlib.features import FeatureSettings, featurize
+from ecdlib.io import read_density, write_density
+from ecdlib.latents import LatentDatabase, common_cell, load_latents, resample
+from ecdlib.predict import load_predictors, predict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ADDRESS = "127.0.0.1"
+UPLOAD_LIMIT = 200_000_000  #: bytes of all files of a page together: they stay in memory while it is open
+UNPACKED_LIMIT = 500_000_000  #: bytes of one unpacked file (a grid of about 300³): a bomb must not fill the disk
+CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
+PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MODELS = {
+    "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
+    "fusion-attention": "a network with attention on the same inputs, for the same properties",
+    "density-gpr": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
+}
+NEARNESS_HELP = (
+    "Latents are compared with those of the bundled crystals, which the models were trained on. "
+    "A distance has no unit: each component counts in its standard deviations over the database."
+)
+SLICE_HELP = (
+    "The reconstruction is scaled to the electrons of the original; both share one logarithmic colour scale. "
+    "The difference is reconstruction minus original."
+)
+CSV_COLUMNS = ["file", "model", "property", "value", "std", "unit", "warnings", "nearest", "distance"]
+_WORKER = ThreadPoolExecutor(1)  # off the event loop, and one at a time: memory, and torch uses all cores anyway
+
+
+def safe_name(name: str) -> str:
+    """The last part of a path, harmless in a table, a page and a spreadsheet: letters, digits and ``._()-`` only."""
+    kept = re.sub(r"[^A-Za-z0-9._()-]", "_", re.split(r"[/\\]", name)[-1])
+    return kept.lstrip(".-")[-80:] or "file"
+
+
+def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity:
+    """Read an uploaded density: CHGCAR or cube (plain, ``.gz``, ``.bz2``, ``.xz``), or npz.
+
+    The content is written into ``folder`` under a name that does not come from the user, and removed again.
+
+    Raises:
+        EcdError: too large (also unpacked), damaged, of another format; nothing else is raised.
+    """
+    shown = safe_name(name)
+    stem, suffix = os.path.splitext(shown.lower())
+    if suffix in PACKED:
+        kind, unpack = os.path.splitext(stem)[1], PACKED[suffix]
+    else:
+        kind, unpack = suffix, lambda stream: stream
+    check_size({shown: content})
+    if kind in (".h5", ".hdf5"):
+        raise EcdError(shown, "is a store of several crystals", "Write one of them to a file with `ecd convert`.")
+    path = folder / {".npz": "density.npz", ".cube": "density.cube", ".cub": "density.cube"}.get(kind, "CHGCAR")
+    try:
+        with unpack(io.BytesIO(content)) as source, open(path, "wb") as sink:
+            while part := source.read(2**20):
+                sink.write(part)
+                _check_unpacked(shown, sink.tell())
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_unpacked(shown, sum(entry.file_size for entry in archive.infolist()))
+        return replace(read_density(path), name=shown, history=(f"read {shown}",))
+    except EcdError as error:
+        problem, remedy = (text.replace(f"{folder}{os.sep}", "") for text in (error.problem, error.remedy))
+        raise EcdError(shown, problem, remedy) from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise EcdError(shown, "the compressed file is damaged or cut off", "Copy it again.") from error
+    except Exception as error:  # whatever a parser meets in a strange file: words
+        raise EcdError(shown, "could not be read", "Give a CHGCAR, a cube file or an npz of this project.") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_size(files: Mapping[str, bytes | str]) -> None:
+    """Refuse more than :data:`UPLOAD_LIMIT` bytes.
+
+    Raises:
+        EcdError: naming the files' size.
+    """
+    total = sum(map(len, files.values()))
+    if total > UPLOAD_LIMIT:
+        what = f"{total / 1e6:.0f} MB are more than the limit of {UPLOAD_LIMIT / 1e6:.0f} MB"
+        raise EcdError(", ".join(map(safe_name, files)), what, "Take `ecd predict` for large files.")
+
+
+def _check_unpacked(name: str, size: int) -> None:
+    if size > UNPACKED_LIMIT:
+        what = f"is larger than {UNPACKED_LIMIT / 1e6:.0f} MB when unpacked"
+        raise EcdError(name, what, "Take `ecd predict` for large files.")
+
+
+def nearness(database: LatentDatabase, latent: Floats) -> tuple[pd.Series, float]:
+    """The five nearest crystals of the database with their distances, and how usual the smallest distance is.
+
+    Returns:
+        Names and distances, and the percentage of database crystals whose nearest neighbour is nearer than that.
+    """
+    nearest = database.nearest(latent)
+    closer = np.searchsorted(database.spacing, float(nearest.iloc[0]))
+    return nearest, 100 * float(closer) / len(database.spacing)
+
+
+def nearness_text(nearest: pd.Series, percentile: float) -> str:
+    """The result of :func:`nearness` in words."""
+    head = f"The nearest crystal is {nearest.index[0]}, at a distance of {nearest.iloc[0]:.2f}."
+    if percentile == 0:
+        return f"{head} No two crystals of the database are as near to each other: this is one of them, or nearly so."
+    if percentile <= 75:
+        verdict = "The density lies as near as the crystals of the database usually do."
+    elif percentile <= 95:
+        verdict = "The density lies rather far from the database."
+    else:
+        verdict = "The density lies far from the database: do not rely on the prediction."
+    return f"{head} In the database, {percentile:.0f} % of the crystals have a neighbour nearer than that. {verdict}"
+
+
+def search_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
+    """Rows of a database's table that match each word: an element symbol (``Fe``), or a part of the name.
+
+    Example:
+        >>> table = pd.DataFrame({"formula": ["NaCl", "CsF", "CO2"]}, index=["NaCl_225", "CsF_225", "CO2_205"])
+        >>> [list(search_table(table, text).index) for text in ("F", "C O", "nacl", "225 Cs")]
+        [['CsF_225'], ['CO2_205'], ['NaCl_225'], ['CsF_225']]
+    """
+    from pymatgen.core import Element
+
+    kept = np.ones(len(table), dtype=bool)
+    for word in re.split(r"[\s,;-]+", text.strip()):
+        if Element.is_valid_symbol(word):
+            kept &= np.array([word in re.findall("[A-Z][a-z]?", formula) for formula in table["formula"]], dtype=bool)
+        elif word:
+            kept &= table.index.str.contains(word, case=False, regex=False)
+    return table[kept]
+
+
+def compare(original: ChargeDensity, database: LatentDatabase, name: str) -> tuple[ChargeDensity, pd.DataFrame]:
+    """What the latent of a crystal gives back, and in which numbers it differs from the original.
+
+    Args:
+        original: in the cell and origin of the database (see :func:`ecdlib.latents.common_cell`).
+
+    Returns:
+        The decoded density, scaled to its electrons, on the original's voxels; and a table of quantity, value, unit.
+    """
+    raw, decoded = database.decode(name, exact_electrons=False), database.decode(name)
+    decoded = decoded.step("on the original's voxels", values=resample(decoded.values, original.shape))
+    difference = decoded.values - original.values
+    rows = [
+        ("Mean squared error (MSE)", f"{(difference**2).mean():.3g}", "(e/Å³)²"),
+        ("Mean absolute error (MAE)", f"{np.abs(difference).mean():.3g}", "e/Å³"),
+        ("MAE, share of the mean density", f"{100 * np.abs(difference).mean() / original.values.mean():.1f}", "%"),
+        ("Electrons of the original", f"{original.n_electrons:.3f}", "per cell"),
+        ("Electrons as decoded", f"{raw.n_electrons:.3f}", "per cell"),
+        ("Electrons after scaling", f"{decoded.n_electrons:.3f}", "per cell"),
+    ]
+    return decoded, pd.DataFrame(rows, columns=["quantity", "value", "unit"])
+
+
+def slice_figure(original: ChargeDensity, decoded: ChargeDensity, height: float) -> Figure:
+    """The same plane of both densities at a fraction ``height`` of c, and their difference, in true proportions."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    nx, ny, nz = original.shape
+    k = round(height * nz) % nz
+    a, b = original.lattice[:2]
+    i, j = np.meshgrid(np.arange(nx + 1) / nx, np.arange(ny + 1) / ny, indexing="ij")
+    along = b @ a / np.linalg.norm(a)
+    x, y = i * np.linalg.norm(a) + j * along, j * np.sqrt(b @ b - along**2)
+    first, second = original.values[:, :, k], decoded.values[:, :, k]
+    top = max(float(first.max()), 1e-3)
+    bottom = min(max(float(min(first.min(), second.min())), top / 1000), top / 2)
+    shades: dict[str, Any] = {"norm": LogNorm(bottom, top), "cmap": "viridis"}
+    limit = float(np.abs(second - first).max()) + 1e-9
+    difference: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    ratio = np.ptp(x) / np.ptp(y)
+    width = float(np.clip(2.8 * ratio, 1.9, 3))
+    figure = Figure(figsize=(3 * width + 2.2, min(2.8, width / ratio) + 0.8), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    titles = ("Original", "Reconstruction", "Difference")
+    for ax, title, values, look in zip(
+        axes, titles, (first, second, second - first), (shades, shades, difference), strict=True
+    ):
+        drawn = ax.pcolormesh(x, y, np.maximum(values, bottom) if look is shades else values, **look)
+        ax.set_title(title, fontsize=10)
+        ax.set(aspect="equal", xlabel="Å")
+        if ax is not axes[0]:
+            figure.colorbar(drawn, ax=ax).ax.set_title("e/Å³", fontsize=9)
+    axes[0].set_ylabel("Å")
+    return figure
+
+
+def _levels(values: Floats, quantiles: tuple[float, ...]) -> list[float]:
+    """Isosurface levels: quantiles of the positive values, to three digits."""
+    return [float(f"{level:.3g}") for level in np.quantile(values[values > 0], quantiles)]
+
+
+@lru_cache(maxsize=1)
+def _database() -> LatentDatabase:
+    return load_latents()
+
+
+_predictors = lru_cache(maxsize=len(MODELS))(load_predictors)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one density and one model gave."""
+
+    records: list[dict[str, Any]]  #: see :func:`ecdlib.predict.predict`, with ``model``, ``nearest``, ``distance``
+    nearest: pd.Series | None  #: None where no latent could be made
+    words: str  #: how near the database it is, or why that is unknown
+
+
+def examine(density: ChargeDensity, model: str) -> Finding:
+    """Predict, and look for neighbours in the latent database.
+
+    Raises:
+        EcdError: a density that the model cannot take.
+    """
+    records = predict(density, _predictors(model))
+    nearest, words = None, ""
+    try:
+        nearest, percentile = nearness(_database(), _database().autoencoder.latent(density))
+        words = nearness_text(nearest, percentile)
+    except EcdError as error:
+        words = str(error)
+    name, distance = (nearest.index[0], float(nearest.iloc[0])) if nearest is not None else ("", np.nan)
+    return Finding([{**r, "model": model, "nearest": name, "distance": distance} for r in records], nearest, words)
+
+
+@dataclass
+class Entry:
+    """A file or bundled crystal on the page, with what each model said about it."""
+
+    content: bytes | str  #: as it came; Panel decodes what the browser calls text
+    density: ChargeDensity | EcdError
+    replaces: bool = False  #: another file of the same name came before
+    findings: dict[str, Finding | EcdError] = field(default_factory=dict)
+
+    def examine(self, model: str) -> Finding | EcdError:
+        """Finding of a model, kept once made; an error is returned."""
+        if isinstance(self.density, EcdError):
+            return self.density
+        if model not in self.findings:
+            try:
+                self.findings[model] = examine(self.density, model)
+            except Exception as error:
+                self.findings[model] = _in_words(self.density.name, error)
+        return self.findings[model]
+
+
+def _in_words(name: str, error: Exception) -> EcdError:
+    """What to tell the user; what nobody foresaw goes to the terminal."""
+    if isinstance(error, EcdError):
+        return error
+    logging.getLogger(__name__).error("%s", name, exc_info=error)
+    return EcdError(name, "could not be evaluated", "The terminal shows what went wrong.")
+
+
+def to_csv(findings: list[Finding]) -> str:
+    """All results as CSV, one row for each file and property."""
+    rows = [{**r, "warnings": "; ".join(r["warnings"])} for finding in findings for r in finding.records]
+    return pd.DataFrame(rows, columns=CSV_COLUMNS).to_csv(index=False)
+
+
+def _box(messages: list[str], colour: str) -> str:
+    """Messages in a box; they hold words from files, so they are escaped."""
+    items = "".join(f"<div>{html.escape(message)}</div>" for message in messages)
+    style = f"border-left: 4px solid {colour}; background: {colour}18; padding: 8px 12px; margin: 4px 0"
+    return f'<div role="alert" style="{style}">{items}</div>' if messages else ""
+
+
+def _table(width: int) -> Any:
+    import panel as pn
+
+    left = "table.panel-df th, table.panel-df td { text-align: left !important; }"
+    return pn.pane.DataFrame(index=False, stylesheets=[left], max_width=width)
+
+
+def _plot(figure: Any) -> Any:
+    import panel as pn
+
+    return pn.pane.Plotly(figure, config={"responsive": True, "displaylogo": False}, height=430)
+
+
+async def _off_loop(function: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(_WORKER, function, *arguments)
+
+
+class PredictTab:
+    """Files and crystals in; table, neighbours and pictures out."""
+
+    def __init__(self, folder: Path) -> None:
+        import panel as pn
+
+        self.folder, self.lock = folder, asyncio.Lock()
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.found: dict[str, tuple[ChargeDensity, Finding]] = {}
+        self.drawn: ChargeDensity | None = None
+        limit = f"{UPLOAD_LIMIT // 10**6}MB"
+        self.files = pn.widgets.FileDropper(  # says itself that one file is too large; several are added up in `work`
+            multiple=True, max_file_size=limit, chunk_size=CHUNK, previews=[], sizing_mode="stretch_width"
+        )
+        names = list(_database().table.index)
+        self.crystals = pn.widgets.MultiChoice(
+            options=names, max_items=10, search_option_limit=30, option_limit=30, placeholder="Type a name: NaCl_225"
+        )
+        options = {f"{name}: {text}": name for name, text in MODELS.items()}
+        self.model = pn.widgets.RadioBoxGroup(options=options, value="fusion-lightgbm")
+        self.problems, self.warnings = pn.pane.HTML(), pn.pane.HTML()
+        self.table, self.neighbours = _table(760), _table(360)
+        self.csv = pn.widgets.FileDownload(
+            callback=self._csv, filename="ecd-predictions.csv", label="Download all results (CSV)", max_width=260
+        )
+        self.shown = pn.widgets.Select(label="Crystal to draw", max_width=360)
+        self.words = pn.pane.HTML()
+        self.captions = pn.pane.HTML(), pn.pane.HTML()
+        self.pictures = pn.Column(min_height=430), pn.Column(min_height=430)
+        half = {"flex": "1 1 360px", "min-width": "0"}
+        self.results = pn.Column(
+            pn.pane.Markdown("## Predicted properties"),
+            self.table,
+            self.warnings,
+            self.csv,
+            self.shown,
+            pn.FlexBox(
+                pn.Column("### Density", self.captions[0], self.pictures[0], styles=half),
+                pn.Column("### Autocorrelation", self.captions[1], self.pictures[1], styles=half),
+            ),
+            pn.pane.Markdown("## How near it is to the training set\n" + NEARNESS_HELP),
+            self.words,
+            self.neighbours,
+            visible=False,
+        )
+        self.busy = pn.pane.HTML()
+        self.view = pn.Column(
+            pn.FlexBox(
+                pn.Column(
+                    f"### Your files\nCHGCAR or cube (also .gz, .bz2, .xz), or npz; at most {limit} together.",
+                    self.files,
+                    styles=half,
+                ),
+                pn.Column(
+                    "### Bundled crystals\nFormula and space group number; up to ten.", self.crystals, styles=half
+                ),
+            ),
+            pn.Column("### Model", self.model),
+            self.busy,
+            self.problems,
+            self.results,
+        )
+        for widget in (self.files, self.crystals, self.model):
+            widget.param.watch(self.update, "value")
+        self.shown.param.watch(self.draw, "value")
+
+    def _csv(self) -> io.StringIO:
+        return io.StringIO(to_csv([finding for _, finding in self.found.values()]))
+
+    def work(self, files: dict[str, bytes | str], crystals: list[str], model: str) -> list[str]:
+        """Read and predict whatever is new; returns what went wrong, in words."""
+        problems: list[str] = []
+        try:
+            check_size(files)
+        except EcdError as error:
+            files, problems = {}, [str(error)]
+        wanted: dict[tuple[str, str], bytes | str] = {("file", name): content for name, content in files.items()}
+        wanted |= {("bundled", name): b"" for name in crystals}
+        entries: dict[tuple[str, str], Entry] = {}
+        for key, content in wanted.items():
+            entry = self.entries.get(key)
+            if entry is None or entry.content is not content:
+                taken = {e.density.name for e in entries.values() if isinstance(e.density, ChargeDensity)}
+                entry = Entry(content, self._read(*key, content, taken), replaces=entry is not None)
+            entries[key] = entry
+            name = safe_name(key[1])
+            if entry.replaces:
+                problems.append(f"{name}: came twice, the newer one is used. Rename one to compare them.")
+            outcome = entry.examine(model)
+            if isinstance(outcome, EcdError):
+                problems.append(str(outcome))
+        self.entries = entries
+        self.found = {
+            e.density.name: (e.density, finding)
+            for e in entries.values()
+            if isinstance(e.density, ChargeDensity) and isinstance(finding := e.findings.get(model), Finding)
+        }
+        return problems
+
+    def _read(self, kind: str, name: str, content: bytes | str, taken: set[str]) -> ChargeDensity | EcdError:
+        try:
+            raw = content.encode() if isinstance(content, str) else content
+            density = load_density(name) if kind == "bundled" else read_upload(name, raw, self.folder)
+        except EcdError as error:
+            return error
+        copies = (density.name if n == 1 else f"{density.name} ({n})" for n in itertools.count(1))
+        return replace(density, name=next(copy for copy in copies if copy not in taken))
+
+    async def update(self, *_: Any) -> None:
+        """After any change of files, crystals or model."""
+        async with self.lock:
+            self.busy.object = _box(["Computing …"], "#2166ac")
+            problems = await _off_loop(self.work, dict(self.files.value), list(self.crystals.value), self.model.value)
+            self.problems.object = _box(problems, "#b2182b")
+            records = [record for _, finding in self.found.values() for record in finding.records]
+            self.table.object = pd.DataFrame(
+                {
+                    "file": [r["file"] for r in records],
+                    "property": [r["property"].replace("youngs", "Young's").replace("debye", "Debye") for r in records],
+                    "value": [f"{r['value']:.4g}" for r in records],
+                    "± std": [f"{float(format(r['std'], '.2g')):g}" for r in records],
+                    "unit": [r["unit"] for r in records],
+                }
+            )
+            warned = dict.fromkeys(f"{r['file']}: {text}" for r in records for text in r["warnings"])
+            self.warnings.object = _box(list(warned), "#b26b00")
+            self.results.visible = bool(records)
+            self.shown.options = list(self.found)
+            self.busy.object = ""
+        await self.draw()
+
+    async def draw(self, *_: Any) -> None:
+        """Pictures and neighbours of the chosen crystal."""
+        async with self.lock:
+            if self.shown.value not in self.found:
+                self.drawn = None
+                return
+            density, finding = self.found[self.shown.value]
+            self.words.object = f"<p>{html.escape(finding.words)}</p>"
+            if finding.nearest is not None:
+                distances = [f"{d:.2f}" for d in finding.nearest]
+                self.neighbours.object = pd.DataFrame({"crystal": finding.nearest.index, "distance": distances})
+            self.neighbours.visible = finding.nearest is not None
+            if density is self.drawn:
+                return
+            self.results.loading = True
+            try:
+                pictures = await _off_loop(_pictures, density)
+                self.drawn = density
+                levels = "light, middle and dark: 60, 90 and 98 % of the volume with positive values lie below"
+                self.captions[0].object = f"Surfaces of equal density of {density.name} in its cell ({levels})."
+                self.captions[1].object = "Surfaces of equal autocorrelation of √ρ; zero shift is in the centre."
+            except Exception as error:
+                self.drawn, pictures = None, (None, None)
+                self.captions[0].object = self.captions[1].object = ""
+                self.problems.object = _box([str(_in_words(density.name, error))], "#b2182b")
+            finally:
+                self.results.loading = False
+            for place, picture in zip(self.pictures, pictures, strict=True):  # a new pane fits its place, a changed
+                place[:] = [_plot(picture)]  # figure may keep its old width
+
+
+def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
+    from ecdlib.plotting import correlation_figure, density_figure
+
+    correlation, _ = featurize(density)
+    first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))
+    return first, correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
+
+
+class DatabaseTab:
+    """Search the latent database, compare a crystal with its reconstruction, download that."""
+
+    def __init__(self, folder: Path) -> None:
+        import panel as pn
+
+        self.folder, self.lock = folder, asyncio.Lock()
+        self.name = ""
+        self.pair: tuple[ChargeDensity, ChargeDensity] | None = None
+        self.all = _database().table[["formula", "n_atoms", "volume", "electrons"]].reset_index()
+        self.search = pn.widgets.TextInput(placeholder="Fe3SnC, or elements: Fe C", label="Search", max_width=360)
+        titles = {"n_atoms": "atoms", "volume": "volume (Å³)"}
+        self.table = pn.widgets.Tabulator(
+            self.all,
+            titles=titles,
+            text_align={"n_atoms": "right", "volume": "right", "electrons": "right"},
+            formatters={"volume": {"type": "money", "precision": 1}, "electrons": {"type": "money", "precision": 0}},
+            selectable=1,
+            disabled=True,
+            show_index=False,
+            pagination="local",
+            page_size=8,
+            layout="fit_columns",
+        )
+        self.count, self.title = pn.pane.HTML(), pn.pane.Markdown()
+        self.numbers, self.neighbours = _table(520), _table(360)
+        self.height = pn.widgets.FloatSlider(label="Height of the plane, fraction of c", end=0.95, step=0.05)
+        self.height.max_width = 360
+        self.picture = pn.pane.HTML()
+        self.save = pn.widgets.FileDownload(
+            callback=self._chgcar, filename="CHGCAR", label="Download the reconstruction (CHGCAR)", max_width=320
+        )
+        half = {"flex": "1 1 340px", "min-width": "0"}
+        self.details = pn.Column(
+            self.title,
+            self.height,
+            self.picture,
+            self.save,
+            pn.FlexBox(
+                pn.Column("### Original and reconstruction", self.numbers, styles=half),
+                pn.Column("### Nearest neighbours", self.neighbours, styles=half),
+            ),
+            visible=False,
+        )
+        self.view = pn.Column(
+            "Each crystal is kept as a small latent, from which the density is decoded. Pick a row to see how well.",
+            self.search,
+            self.count,
+            self.table,
+            self.details,
+        )
+        self.filter()
+        self.search.param.watch(self.filter, "value_input")
+        self.table.param.watch(self.pick, "selection")
+        self.height.param.watch(self.draw, "value")
+
+    def filter(self, *_: Any) -> None:
+        """Show the rows that match the search."""
+        found = search_table(_database().table, self.search.value_input or "")
+        self.table.param.update(value=found.reset_index()[list(self.all)], selection=[])
+        self.count.object = f"{len(found)} of {len(self.all)} crystals"
+
+    async def pick(self, *_: Any) -> None:
+        """Show the crystal of the selected row."""
+        if not self.table.selection:
+            return
+        async with self.lock:
+            name = str(self.table.value["name"].iloc[self.table.selection[0]])
+            if name != self.name:
+                self.details.loading = True
+                try:
+                    original, (decoded, numbers), nearest = await _off_loop(self.work, name)
+                finally:
+                    self.details.loading = False
+                self.name, self.pair, self.numbers.object = name, (original, decoded), numbers
+                self.neighbours.object = nearest
+                self.title.object = f"## {name}\n{SLICE_HELP}"
+                self.save.filename = f"CHGCAR_{name}"
+                self.details.visible = True
+        await self.draw()
+
+    def work(self, name: str) -> tuple[ChargeDensity, tuple[ChargeDensity, pd.DataFrame], pd.DataFrame]:
+        """Original, reconstruction with its table, and neighbours of a crystal."""
+        database = _database()
+        original = common_cell(load_density(name), None)
+        nearest = database.nearest(database.latents[database.row(name)].astype(np.float32), k=6).drop(name)[:5]
+        table = pd.DataFrame({"crystal": nearest.index, "distance": [f"{d:.2f}" for d in nearest]})
+        return original, compare(original, database, name), table
+
+    async def draw(self, *_: Any) -> None:
+        """Draw the plane."""
+        if self.pair is None:
+            return
+        async with self.lock:
+            height = self.height.value
+            png = base64.b64encode(await _off_loop(_png, *self.pair, height)).decode()
+            alt = f"{self.name}, plane at {height:.2f} c: the original density, its reconstruction, their difference"
+            self.picture.object = f'<img alt="{alt}" src="data:image/png;base64,{png}" style="max-width: 100%">'
+
+    def _chgcar(self) -> io.BytesIO:
+        path = self.folder / "reconstruction"
+        try:
+            write_density(_database().decode(self.name), path)
+            return io.BytesIO(path.read_bytes())
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _png(original: ChargeDensity, decoded: ChargeDensity, height: float) -> bytes:
+    stream = io.BytesIO()
+    slice_figure(original, decoded, height).savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def page() -> Any:
+    """The page of one session, with a folder that is removed when the session ends."""
+    import panel as pn
+
+    folder = tempfile.TemporaryDirectory(prefix="ecd-app-")
+    pn.state.on_session_destroyed(lambda _: folder.cleanup())
+    path = Path(folder.name)
+    return pn.Column(
+        "# Crystal properties from electron densities",
+        pn.Tabs(("Predict", PredictTab(path).view), ("Latent database", DatabaseTab(path).view), dynamic=False),
+        max_width=1200,
+        styles={"margin": "0 auto", "padding": "0 16px"},
+    )
+
+
+def serve(port: int, show: bool) -> None:
+    """Serve the app to this machine until Ctrl-C; prints the address.
+
+    Args:
+        port: 0 takes a free one.
+        show: open it in the browser.
+
+    Raises:
+        EcdError: the port is in use, data are missing.
+    """
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((ADDRESS, port))
+            port = probe.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        raise EcdError(f"--port {port}", f"cannot be used ({error})", "Choose another one, or 0 for any.") from error
+    _database()
+    import panel as pn
+
+    logging.basicConfig(level=logging.WARNING)
+    pn.extension("plotly", "tabulator", "filedropper", sizing_mode="stretch_width")
+    address = f"{ADDRESS}:{port}"
+    origins = [address, f"localhost:{port}"]  # no other page may talk to the server
+    server = pn.io.server.get_server(
+        page, port=port, address=ADDRESS, websocket_origin=origins, title="ecdlib", show=show
+    )
+    print(f"open http://{address}/ (Ctrl-C ends it)", flush=True)
+    server.run_until_shutdown()

@@ -1,0 +1,333 @@
+"""The app: what it makes of uploads, and the whole of it in a real browser, offline."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ecdlib import app, cli
+from ecdlib.datasets import ROOT, data_folder, load_density
+from ecdlib.errors import EcdError
+from ecdlib.io import read_density, write_density
+from ecdlib.latents import LatentDatabase, common_cell, load_latents
+from ecdlib.predict import load_predictors, predict
+
+NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]
+
+
+@pytest.fixture(scope="module")
+def database() -> LatentDatabase:
+    return load_latents()
+
+
+def problem(name: str, content: bytes, folder: Path) -> str:
+    """What the user reads about a file that cannot be used; nothing of it may stay behind."""
+    with pytest.raises(EcdError) as raised:
+        app.read_upload(name, content, folder)
+    assert list(folder.iterdir()) == []
+    assert str(folder) not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_name_keeps_only_what_is_harmless() -> None:
+    names = {
+        "CHGCAR.NaCl.gz": "CHGCAR.NaCl.gz",
+        "../../etc/passwd": "passwd",
+        "C:\\Users\\me\\CHGCAR": "CHGCAR",
+        "..": "file",
+        "": "file",
+        ".bashrc": "bashrc",
+        "<img src=x onerror=alert(1)>.cube": "_img_src_x_onerror_alert(1)_.cube",
+        "=HYPERLINK(1)": "_HYPERLINK(1)",
+        "a\x00b\n::c": "a_b___c",
+        "x" * 300 + ".npz": "x" * 76 + ".npz",
+    }
+    assert {name: app.safe_name(name) for name in names} == names
+
+
+@pytest.mark.parametrize("name", ["CHGCAR.NaCl.gz", "../../CHGCAR.gz", "/tmp/CHGCAR.GZ", "NaCl_225::a+b.gz"])
+def test_an_upload_is_read_whatever_its_name_is(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    density = app.read_upload(name, NACL.read_bytes(), folder)
+    assert density.name == app.safe_name(name)
+    assert np.array_equal(density.values, read_density(NACL).values)
+    assert list(tmp_path.rglob("*")) == [folder]
+
+
+@pytest.mark.parametrize("suffix", [".cube", ".npz", ".vasp", ".npz.xz"])
+def test_every_format_is_read(suffix: str, tmp_path: Path) -> None:
+    original = load_density("LiH_225")
+    path = tmp_path / f"density{suffix.removesuffix('.xz')}"
+    write_density(original, path)
+    content = path.read_bytes()
+    path.unlink()
+    density = app.read_upload(
+        f"density{suffix}", lzma.compress(content) if suffix.endswith("xz") else content, tmp_path
+    )
+    assert (density.formula, density.shape) == (original.formula, original.shape)
+    assert density.n_electrons == pytest.approx(original.n_electrons, rel=1e-5)
+
+
+def test_too_large_files_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "UPLOAD_LIMIT", 2_000_000)
+    assert "CHGCAR: 2 MB are more than the limit of 2 MB" in problem("CHGCAR", bytes(2_000_001), tmp_path)
+    app.check_size({"a": bytes(1_000_000), "b": bytes(1_000_000)})
+    with pytest.raises(EcdError, match="a, b: 3 MB are more than the limit"):
+        app.check_size({"a": bytes(1_500_000), "b": bytes(1_500_000)})
+
+
+def test_a_decompression_bomb_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "UNPACKED_LIMIT", 3_000_000)
+    zeros = bytes(10_000_000)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("rho.npy", zeros)
+    bombs = {
+        "CHGCAR.gz": gzip.compress(zeros),
+        "a.cube.xz": lzma.compress(zeros),
+        "a.npz": archive.getvalue(),
+        "b.npz.gz": gzip.compress(archive.getvalue()),
+    }
+    for name, content in bombs.items():
+        assert len(content) < 100_000
+        assert f"{name}: is larger than 3 MB when unpacked." in problem(name, content, tmp_path)
+
+
+def test_files_that_cannot_be_read_are_answered_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = NACL.read_bytes()
+    text = gzip.decompress(raw)
+    pickled = io.BytesIO()
+    np.savez(pickled, rho=np.array([{}], dtype=object), cell=np.eye(3), positions=np.zeros((1, 3)), numbers=[1])
+    cases = {
+        "cut.gz": (raw[:20000], "the compressed file is damaged or cut off"),
+        "other.gz": (text, "the compressed file is damaged or cut off"),
+        "CHGCAR": (text[:50000], "is not a complete CHGCAR"),
+        "CHGCAR.Z": (raw, "is not a complete CHGCAR"),
+        "picture.png": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is not a complete CHGCAR"),
+        "empty": (b"", "the file is empty"),
+        "a.cube": (b"comment\n\n3 x", "is not a complete cube file"),
+        "a.npz": (b"PK\x03\x04nothing", "is not a density .npz"),
+        "pickle.npz": (pickled.getvalue(), "is not a density .npz"),
+        "ecd.h5": (b"\x89HDF\r\n", "is a store of several crystals"),
+    }
+    for name, (content, words) in cases.items():
+        message = problem(name, content, tmp_path)
+        assert message.startswith(f"{name}: ")
+        assert words in message
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError("inside a parser")
+
+    monkeypatch.setattr(app, "read_density", broken)
+    assert problem("CHGCAR", text, tmp_path).startswith("CHGCAR: could not be read.")
+
+
+def test_nearness_of_a_crystal_of_the_database_and_of_a_strange_one(database: LatentDatabase) -> None:
+    latent = database.latents[database.row("NaCl_225")].astype(np.float32)
+    nearest, percentile = app.nearness(database, latent)
+    assert len(nearest) == 5
+    assert (nearest.index[0], percentile) == ("NaCl_225", 0)
+    assert "this is one of them" in app.nearness_text(nearest, percentile)
+    nearest, percentile = app.nearness(database, latent + 100)
+    assert percentile == 100
+    assert "do not rely on the prediction" in app.nearness_text(nearest, percentile)
+    middle = pd.Series([1.0], index=["NaCl_225"])
+    assert "as near as" in app.nearness_text(middle, 50)
+    assert "rather far" in app.nearness_text(middle, 90)
+
+
+def test_search_by_name_formula_and_elements(database: LatentDatabase) -> None:
+    assert list(app.search_table(database.table, "fe3snc").index) == ["Fe3SnC_221"]
+    assert "Fe3SnC_221" in app.search_table(database.table, "C, Fe").index
+    assert not app.search_table(database.table, "F")["formula"].str.contains("Fe3SnC").any()
+    assert len(app.search_table(database.table, "  ")) == len(database.table)
+    assert len(app.search_table(database.table, "(*[")) == 0
+
+
+def test_comparison_with_the_reconstruction(database: LatentDatabase) -> None:
+    for name in ("Fe3SnC_221", next(n for n in database.table.index if n.endswith("_194"))):
+        original = common_cell(load_density(name), None)
+        decoded, table = app.compare(original, database, name)
+        value = table.set_index("quantity")["value"]
+        assert decoded.shape == original.shape
+        assert float(value["Electrons after scaling"]) == pytest.approx(float(value["Electrons of the original"]))
+        difference = decoded.values - original.values
+        assert float(value["Mean absolute error (MAE)"]) == pytest.approx(np.abs(difference).mean(), rel=6e-3)
+        figure = app.slice_figure(original, decoded, 0.25)
+        assert [ax.get_aspect() for ax in figure.axes[:3]] == [1, 1, 1]
+
+
+def test_files_of_one_name_are_told_apart_and_results_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab, raw, other = app.PredictTab(tmp_path), NACL.read_bytes(), NACL.with_name("CHGCAR.Li.gz").read_bytes()
+    assert tab.work({"a b.gz": raw, "a_b.gz": other}, ["NaCl_225"], "density-gpr") == []
+    assert list(tab.found) == ["a_b.gz", "a_b.gz (2)", "NaCl_225"]
+    table = pd.read_csv(tab.csv.callback())
+    assert list(table) == app.CSV_COLUMNS
+    assert table["file"].nunique() == 3
+    kept = tab.found["NaCl_225"][1]
+    assert "came twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr")[0]
+    assert [density.formula for density, _ in tab.found.values()] == ["Li", "NaCl"]
+    assert tab.found["NaCl_225"][1] is kept
+    text = gzip.decompress(raw).decode()  # what Panel makes of a file that the browser calls text
+    assert tab.work({"CHGCAR.txt": text, "cut.gz": raw[:999]}, [], "density-gpr") == [
+        "cut.gz: the compressed file is damaged or cut off. Copy it again."
+    ]
+    monkeypatch.setattr(app, "UPLOAD_LIMIT", 10)
+    assert "more than the limit" in tab.work({"CHGCAR.txt": text}, [], "density-gpr")[0]
+    assert tab.found == {}
+
+
+def test_what_nobody_foresaw_becomes_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("inside a model")
+
+    monkeypatch.setattr(app, "examine", broken)
+    entry = app.Entry(b"", load_density("LiH_225"))
+    assert str(entry.examine("density-gpr")).startswith("LiH_225: could not be evaluated.")
+    assert "&lt;b&gt;" in app._box(["<b>"], "#000000")
+
+
+def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind((app.ADDRESS, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["ecd", "app", "--port", str(port), "--no-browser"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"ecd: --port {port}: cannot be used")
+    assert len(error.splitlines()) == 1
+
+
+@dataclass
+class Running:
+    """The app in a process of its own, and a page of it."""
+
+    page: Any
+    temporary: Path
+    problems: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: install the package 'chromium' to test the app in a browser")
+    from playwright.sync_api import sync_playwright
+
+    temporary = tmp_path_factory.mktemp("temporary")
+    command = [sys.executable, "-m", "ecdlib.cli", "app", "--port", "0", "--no-browser"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        address = next(word for line in server.stdout for word in line.split() if word.startswith("http://127.0.0.1:"))
+        with sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            page = chromium.new_page(viewport={"width": 1200, "height": 900})
+            page.set_default_timeout(90_000)
+            state = Running(page, temporary)
+            note, local = state.problems.append, (address, "data:", "blob:", address.replace("http:", "ws:"))
+            page.on("console", lambda m: note(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda e: note(str(e)))
+            page.on("request", lambda r: note(r.url) if not r.url.startswith(local) else None)
+            page.on("websocket", lambda w: note(w.url) if not w.url.startswith(local) else None)
+            page.goto(address)
+            yield state
+            chromium.close()
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+        assert server.stdout is not None
+        server.stdout.close()
+    assert list(temporary.glob("ecd-app-*")) == []
+
+
+def shown(table: Any) -> list[list[str]]:
+    """Texts of a table's body."""
+    return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+
+
+@pytest.mark.xdist_group("browser")
+def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
+    page = running.page
+    cut = tmp_path / "CHGCAR.cut.gz"
+    cut.write_bytes(NACL.read_bytes()[:20000])
+    large = tmp_path / "CHGCAR.large"
+    with open(large, "wb") as f:
+        f.truncate(app.UPLOAD_LIMIT + 1_000_000)  # sparse, and the page does not even send it
+    page.locator("input[type=file]").set_input_files([NACL, cut, large])
+    page.get_by_text("File is too large", exact=True).wait_for()
+    page.get_by_text("CHGCAR.cut.gz: the compressed file is damaged or cut off. Copy it again.").wait_for()
+    page.get_by_text("The nearest crystal is").wait_for()
+    assert list(running.temporary.glob("ecd-app-*/*")) == []  # nothing of the upload stays on disk
+    expected = predict(read_density(NACL), load_predictors("fusion-lightgbm"))
+    rows = shown(page.locator("table").first)
+    assert [(row[0], row[4]) for row in rows] == [("CHGCAR.NaCl.gz", r["unit"]) for r in expected]
+    assert [float(row[2]) for row in rows] == pytest.approx([r["value"] for r in expected], rel=1e-3)
+    assert [float(row[3]) for row in rows] == pytest.approx([r["std"] for r in expected], rel=6e-2)
+    page.get_by_text(f"CHGCAR.NaCl.gz: {expected[0]['warnings'][0]}").wait_for()
+    assert "another valence convention" in expected[0]["warnings"][0]
+    for n in range(2):
+        page.locator(".js-plotly-plot canvas").nth(n).wait_for()
+    for width in (800, 1200):  # nothing is cut off
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(1000)
+        for plot in page.locator(".js-plotly-plot canvas").all():
+            box = plot.bounding_box()
+            assert box is not None
+            assert 300 < box["width"] < width / 2
+            assert box["x"] + box["width"] <= width
+    page.get_by_role("radio").nth(2).click()
+    page.get_by_role("cell", name="total energy").wait_for()
+    with page.expect_download() as download:
+        page.get_by_text("Download all results (CSV)").click()
+    table = pd.read_csv(download.value.path())
+    assert list(table) == app.CSV_COLUMNS
+    expected = predict(read_density(NACL), load_predictors("density-gpr"))
+    assert table["value"].tolist() == pytest.approx([r["value"] for r in expected])
+    assert running.problems == []
+
+
+@pytest.mark.xdist_group("browser")
+def test_the_database_in_a_browser(running: Running, tmp_path: Path) -> None:
+    page = running.page
+    page.get_by_text("Latent database", exact=True).click()
+    page.get_by_placeholder("Fe3SnC").press_sequentially("Fe3SnC")
+    page.get_by_text("1 of 988 crystals").wait_for()
+    page.locator(".tabulator-row", has_text="Fe3SnC_221").click()
+    picture = page.locator("img[alt^='Fe3SnC_221']")
+    picture.wait_for()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 1000
+    with page.expect_download() as download:
+        page.get_by_text("Download the reconstruction (CHGCAR)").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    decoded, original = read_density(path), common_cell(load_density("Fe3SnC_221"), None)
+    assert path.name == "CHGCAR_Fe3SnC_221"
+    assert (decoded.formula, decoded.shape) == (original.formula, original.shape)
+    assert decoded.n_electrons == pytest.approx(original.n_electrons, rel=1e-4)
+    assert running.problems == []

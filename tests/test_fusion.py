@@ -1,0 +1,206 @@
+"""Fusion models: what is fitted where, what a latent's position may change, and what ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ecdlib import fusion
+from ecdlib.cli import app
+from ecdlib.datasets import load_crystals, load_density
+from ecdlib.errors import EcdError
+from ecdlib.fusion import (
+    PROPERTIES,
+    FusionNetwork,
+    FusionResult,
+    inputs,
+    load_fusion,
+    load_fusion_model,
+    run_fusion,
+    shipped_fusion,
+    train_final,
+)
+from ecdlib.latents import bundled_names
+from ecdlib.models.attention_cnn import AttentionCNN
+from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
+from ecdlib.parameters import FusionParameters
+from ecdlib.predict import load_predictors, predict
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(120, 30))
+Y = X[:, 0] * 3 + np.abs(X[:, 25]) + 0.01 * RNG.normal(size=120)
+
+
+def test_scaling_survives_its_state_and_keeps_what_is_no_latent() -> None:
+    scaler = FusionScaler(20, 8).fit(X)
+    reduced = scaler.transform(X)
+    assert reduced.shape == (120, 18)
+    np.testing.assert_allclose(reduced[:, 8:], (X[:, 20:] - X[:, 20:].mean(0)) / X[:, 20:].std(0))
+    again = FusionScaler.from_state(scaler.state)
+    np.testing.assert_allclose(again.transform(X), reduced, atol=1e-4)
+
+
+def test_all_components_keep_all_distances() -> None:
+    scaler = FusionScaler(20, 20).fit(X)
+    reduced = scaler.transform(X)[:, :20]
+    standardized = (X[:, :20] - X[:, :20].mean(0)) / X[:, :20].std(0)
+    np.testing.assert_allclose(
+        np.linalg.norm(reduced[0] - reduced[1:], axis=1), np.linalg.norm(standardized[0] - standardized[1:], axis=1)
+    )
+    assert scaler.explained == pytest.approx(1)
+
+
+@pytest.mark.parametrize("trials", [0, 2])
+def test_trees_learn_and_repeat_themselves(trials: int) -> None:
+    models = [FusionLightGBM(20, 20, trials=trials, seed=1).fit(X[:100], Y[:100]) for _ in range(2)]
+    a, b = (model.predict(X[100:]) for model in models)
+    np.testing.assert_array_equal(a, b)
+    assert np.corrcoef(a, Y[100:])[0, 1] > 0.5
+
+
+@pytest.mark.parametrize(("channels", "n_other"), [(4, 0), (0, 7), (4, 7)])
+def test_the_network_takes_either_input_or_both(channels: int, n_other: int) -> None:
+    model = AttentionCNN(channels, 4, n_other).eval()
+    assert model(torch.randn(3, channels * 64 + n_other)).shape == (3, 1)
+
+
+def test_with_circular_padding_the_network_does_not_know_the_origin() -> None:
+    torch.manual_seed(0)
+    latents, other = torch.randn(2, 4, 4, 4, 4), torch.randn(2, 7)
+    moved = latents.roll((1, 2, 3), (2, 3, 4))
+    flat = [torch.cat([v.flatten(1), other], 1) for v in (latents, moved)]
+    for padding, same in (("circular", True), ("zeros", False)):
+        model = AttentionCNN(4, 4, 7, padding=padding).eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            a, b = (model(x) for x in flat)
+        assert torch.allclose(a, b, atol=1e-6) == same
+
+
+def small(monkeypatch: pytest.MonkeyPatch, n: int = 150) -> None:
+    """Fewer crystals and features."""
+    everything = inputs(FusionParameters())
+    chosen = np.random.default_rng(0).permutation(len(everything[0]))[:n]
+    crystals, features = everything[0].iloc[chosen], everything[1][chosen][:, ::6]
+    monkeypatch.setattr(fusion, "inputs", lambda p: (crystals, features, 0))
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    p = FusionParameters()
+    whole = run_fusion(p, tmp_path / "whole.npz", progress=False)
+    assert np.isfinite(whole.crossed).all()
+    assert (np.isfinite(whole.tested[:, 0]) == (load_crystals().loc[whole.names, "original_split"] == "test")).all()
+    fits = 0
+    make = fusion.make_model
+
+    def break_off(*arguments: object) -> object:
+        nonlocal fits
+        fits += 1
+        if fits == 4:
+            raise KeyboardInterrupt
+        return make(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fusion, "make_model", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_fusion(p, tmp_path / "broken.npz", progress=False)
+    assert not (tmp_path / "broken.npz").exists()
+    again = run_fusion(p, tmp_path / "broken.npz", progress=False)
+    np.testing.assert_array_equal(again.crossed, whole.crossed)
+    assert fits == 4 + 3, "what was done is not done again"
+    with pytest.raises(EcdError, match="other parameters"):
+        run_fusion(FusionParameters(seed=1), tmp_path / "whole.npz", progress=False)
+
+
+def test_protocols_drop_and_leak_what_their_names_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    counts, scalers = {}, {}
+    make = fusion.make_model
+    for protocol in ("leak-free", "drop-outliers", "fit-on-all"):
+        seen: list[FusionScaler | None] = []
+        monkeypatch.setattr(fusion, "make_model", lambda p, n, s, seen=seen: (seen.append(s), make(p, n, s))[1])
+        p = FusionParameters(protocol=protocol, cross_validate=False)
+        counts[protocol] = run_fusion(p, tmp_path / f"{protocol}.npz", progress=False).scores("bulk_modulus", "tested")
+        scalers[protocol] = seen
+    K = fusion.inputs(FusionParameters())[0]["bulk_modulus"]
+    low, high = K.quantile([0.25, 0.75])
+    assert counts["drop-outliers"]["n"] <= counts["leak-free"]["n"]
+    assert (K > high + 1.5 * (high - low)).any() or counts["drop-outliers"]["n"] == counts["leak-free"]["n"]
+    assert scalers["leak-free"] == [None]
+    assert scalers["fit-on-all"][0] is not None
+
+
+def test_a_trained_model_comes_back_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = FusionParameters(model="attention", epochs=2, cross_validate=True)
+    small(monkeypatch)
+    _, features, _ = fusion.inputs(p)
+    result = run_fusion(p, tmp_path / "r.npz", progress=False)
+    made: list[FusionNetwork] = []
+    make = fusion.make_model
+    monkeypatch.setattr(fusion, "make_model", lambda *a: made.append(make(*a)) or made[-1])
+    train_final(p, result, tmp_path / "m.npz")
+    monkeypatch.setattr(fusion, "data_file", lambda name: tmp_path / "m.npz")
+    model = load_fusion_model("m")
+    for i in (0, 7):
+        value, std = model.predict(features[i : i + 1], "bulk_modulus")
+        assert value == pytest.approx(float(made[0].predict(features[i : i + 1])[0]), rel=1e-4)
+        assert std > 0
+
+
+def test_densities_are_asked_for_where_there_are_none() -> None:
+    with pytest.raises(EcdError, match="only the bundled crystals"):
+        inputs(FusionParameters(inputs="latent+magpie", crystals="all"))
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.npz").write_bytes(b"no result")
+    with pytest.raises(EcdError, match="no readable result"):
+        load_fusion(tmp_path / "r.npz")
+
+
+RESULTS = shipped_fusion()
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_shipped_results_are_whole(name: str) -> None:
+    r: FusionResult = RESULTS[name]
+    labels = load_crystals().loc[r.names]
+    test = (labels["original_split"] == "test").to_numpy()
+    np.testing.assert_array_equal(r.truth, labels[r.meta["targets"]].to_numpy(dtype=float))
+    kept = r.meta["parameters"]["protocol"] in ("leak-free", "fit-on-all")
+    known = np.isfinite(r.truth)
+    assert not np.isfinite(r.tested[~test]).any(), "only test crystals are tested"
+    if kept:
+        assert np.isfinite(r.tested[test][known[test]]).all()
+        if r.meta["parameters"]["cross_validate"]:
+            assert (np.isfinite(r.crossed) == known).all()
+    assert len(np.unique(r.fold)) == 5
+    assert np.bincount(r.fold).min() >= len(r.names) // 5
+    if r.meta["parameters"]["crystals"] == "densities":
+        assert list(r.names) == bundled_names()
+    assert "uncommitted" not in r.meta["provenance"]["commit"]
+
+
+@pytest.mark.parametrize("model", ["fusion-lightgbm", "fusion-attention"])
+def test_shipped_models_predict_bundled_crystals_and_say_how_sure_they_are(model: str) -> None:
+    predictors = load_predictors(model)
+    labels = load_crystals()
+    for name in ("Fe3SnC_221", "CaMg2_194"):
+        records = predict(load_density(name), predictors)
+        assert [r["property"].replace(" ", "_") for r in records] == list(PROPERTIES)
+        assert all(not r["warnings"] for r in records), "a training crystal"
+        for r in records:
+            label = labels.loc[name, r["property"].replace(" ", "_")]
+            if np.isfinite(label):
+                assert abs(r["value"] - label) < 4 * r["std"]
+            assert r["unit"] == PROPERTIES[r["property"].replace(" ", "_")]
+
+
+def test_a_density_of_another_valence_is_warned_of() -> None:
+    done = CliRunner().invoke(app, ["predict", "data/vasp/CHGCAR.NaCl.gz", "--model", "fusion-lightgbm"])
+    assert done.exit_code == 0
+    assert "another valence convention" in done.output
+    assert "debye temperature" in done.output
