@@ -52,7 +52,8 @@ MODELS = {
     "density-gpr": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
 }
 NEARNESS_HELP = (
-    "Latents are compared with those of the bundled crystals, which the models were trained on. "
+    "Latents are compared with those of the bundled crystals; the fusion models were trained on these, density-gpr "
+    "on the cubic ones. "
     "A distance has no unit: each component counts in its standard deviations over the database."
 )
 SLICE_HELP = (

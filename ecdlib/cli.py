@@ -280,6 +280,8 @@ def encode(
     ),
 ) -> None:
     """Compress densities into a latent database (with loss; `ecd convert` to .h5 is without)."""
+    from dataclasses import replace
+
     from ecdlib.features import expand_sources
     from ecdlib.io import read_density
     from ecdlib.latents import load_autoencoder, write_latents
@@ -287,7 +289,10 @@ def encode(
     if out.suffix != ".npz":
         raise EcdError(out, "is no name of a latent database", "Let it end in .npz.")
     sources = [each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])]
-    write_latents(out, (read_density(source) for source in sources), load_autoencoder(autoencoder))
+    alike = len({Path(source).name for source in sources}) < len(sources)  # many folders hold a CHGCAR
+    read = ((source, read_density(source)) for source in sources)
+    densities = (replace(density, name=source) if alike else density for source, density in read)
+    write_latents(out, densities, load_autoencoder(autoencoder))
     print(f"{len(sources)} densities encoded: {out}")
 
 
@@ -321,6 +326,9 @@ def train_fusion(
     assert isinstance(p, FusionParameters)
     if out.suffix != ".npz":
         raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
+    if final is not None and (final.suffix != ".npz" or not p.cross_validate or p.crystals != "densities"):
+        remedy = "Let its name end in .npz, and take cross_validate=true and crystals=densities."
+        raise EcdError(final, "a model that predicts needs a cross-validation on crystals with densities", remedy)
     result = run_fusion(p, out)
     print(f"written: {out}")
     if final is not None:

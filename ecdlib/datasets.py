@@ -77,8 +77,9 @@ def available_cores() -> int:
 
 def library_versions() -> dict[str, str]:
     """Versions of what computes the book's numbers."""
-    names = ("numpy", "scipy", "finufft", "SimpleITK", "spglib", "pymatgen", "scikit-learn", "scikit-image", "torch")
-    return {"python": platform.python_version()} | {name: version(name) for name in (*names, "matplotlib", "plotly")}
+    names = ["numpy", "scipy", "finufft", "SimpleITK", "spglib", "pymatgen", "matminer", "scikit-learn", "scikit-image"]
+    names += ["torch", "lightgbm", "optuna", "shap", "matplotlib", "plotly"]
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def load_densities(which: Literal["cubic", "general", "pairs"] = "cubic") -> DensityStore:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import scores
 from ecdlib.features import QUANTILE_NAMES, bundled_features, featurize
-from ecdlib.latents import bundled_grids, bundled_names, load_autoencoder, pooled
+from ecdlib.latents import Autoencoder, bundled_grids, bundled_names, load_autoencoder, pooled
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.forest import magpie_features
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
 from ecdlib.parameters import FusionParameters
+from ecdlib.store import sha256
 from ecdlib.training import TorchRegressor, TrainingSettings
 
 #: Properties and units. The paper calls the cohesive energy (free atoms) a formation energy; the true one is the last.
@@ -44,7 +46,8 @@ PROPERTIES = {
 def magpie(crystals: pd.DataFrame) -> Floats:
     """MAGPIE features of labelled crystals, ``(n, 132)``; computed once (``_build/cache``)."""
     formulas = list(crystals["formula"])
-    key = hashlib.sha256(json.dumps(formulas).encode()).hexdigest()[:16]
+    made_by = [sha256(Path(__file__).with_name("models") / "forest.py"), version("matminer")]
+    key = hashlib.sha256(json.dumps([made_by, formulas]).encode()).hexdigest()[:16]
     cached = ROOT / "_build" / "cache" / f"magpie-{key}.npy"
     if not cached.is_file():
         with atomic_write(cached) as temporary, open(temporary, "wb") as f:
@@ -78,6 +81,9 @@ def inputs(p: FusionParameters) -> tuple[pd.DataFrame, Floats, int]:
     elif p.inputs != "magpie":
         remedy = "Take crystals=densities, or inputs=magpie."
         raise EcdError(f"inputs={p.inputs}", "only the bundled crystals have a density", remedy)
+    if p.model == "attention" and p.inputs.startswith(("pooled", "correlations")):
+        remedy = "Take inputs=latent, latent+magpie or magpie, or model=lightgbm."
+        raise EcdError(f"model=attention inputs={p.inputs}", "the network takes whole latents", remedy)
     composition = magpie(crystals) if p.inputs.endswith("magpie") else np.zeros((len(crystals), 0))
     density = density_features(p) if p.crystals == "densities" else np.zeros((len(crystals), 0))
     return crystals, np.hstack([density, composition]), density.shape[1]
@@ -174,8 +180,10 @@ def run_fusion(
     Raises:
         EcdError: inputs without a density, a file of other parameters in the way.
     """
-    if out.is_file() and load_fusion(out).meta["parameters"] != p.model_dump():
-        raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with -o.")
+    if out.is_file():
+        if (finished := load_fusion(out)).meta["parameters"] != p.model_dump():
+            raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with -o.")
+        return finished
     crystals, X, n_density = inputs(p)
     targets = [p.target] if p.target != "all" else list(PROPERTIES)
     truth = crystals[targets].to_numpy(dtype=float)
@@ -187,8 +195,13 @@ def run_fusion(
     label = json.dumps([p.model_dump(), data_hashes()])
     done: dict[str, Any] = {"label": label, "made_by": json.dumps(provenance(name, p.model_dump(), 0))}
     if partial.is_file():
-        with np.load(partial, allow_pickle=False) as z:
-            found = {k: z[k] for k in z.files}
+        try:
+            with open(partial, "rb") as f, np.load(f, allow_pickle=False) as z:
+                found = {k: z[k] for k in z.files}
+        except DAMAGED as error:
+            raise EcdError(
+                partial, "is left from an interrupted run and damaged", "Remove it and run again."
+            ) from error
         if str(found["label"]) != label:
             raise EcdError(partial, "holds an interrupted run of other parameters or data", "Remove it and run again.")
         done = found
@@ -215,10 +228,9 @@ def run_fusion(
             with atomic_write(partial) as temporary:
                 np.savez(temporary, **done)
             if progress:
-                error = scores(truth[known & held, t], predicted[known & held])
-                print(
-                    f"{key}: R2 {error['R2']:.3f}, MAE {error['MAE']:.3g}, {done[f'{key}/seconds']:.0f} s", flush=True
-                )
+                s = scores(truth[known & held, t], predicted[known & held])
+                seconds = done[f"{key}/seconds"]
+                print(f"{key}: R2 {s['R2']:.3f}, MAE {s['MAE']:.3g}, {seconds:.0f} s", flush=True)
     made_by = json.loads(str(done["made_by"]))
     made_by["seconds"] = round(sum(float(v) for k, v in done.items() if k.endswith("/seconds")), 1)
     notes = {k.removesuffix("/note"): json.loads(str(v)) for k, v in done.items() if k.endswith("/note")}
@@ -322,6 +334,11 @@ class FusionModel:
         return FusionScaler.from_state(self._part("scaler"))
 
     @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """Where its latents come from."""
+        return load_autoencoder(self.parameters.autoencoder)
+
+    @cached_property
     def models(self) -> dict[str, Any]:
         """The fitted model of each property."""
         return {target: self._model(target) for target in self.meta["targets"]}
@@ -347,7 +364,7 @@ class FusionModel:
         kind = self.parameters.inputs.removesuffix("+magpie")
         parts = []
         if kind in ("latent", "pooled"):
-            latent = load_autoencoder(self.parameters.autoencoder).latent(density)[None]
+            latent = self.autoencoder.latent(density)[None]
             parts.append(pooled(latent) if kind == "pooled" else latent.reshape(1, -1))
         if kind == "correlations":
             correlation, row = featurize(density)
@@ -373,16 +390,21 @@ class FusionModel:
         return float(value), float(np.sqrt(((predicted - truth)[similar] ** 2).mean()))
 
 
-def load_fusion_model(name: str) -> FusionModel:
-    """A trained model by name (``"fusion-lightgbm"``, ``"fusion-attention"``).
+def load_fusion_model(name: str | Path) -> FusionModel:
+    """A trained model: the name of a shipped one (``"fusion-lightgbm"``), or a file of ``ecd train-fusion --final``.
 
     Raises:
-        EcdError: no such model, damaged file.
+        EcdError: no such model, damaged file, or a model made with another autoencoder of the same name.
     """
-    path = data_file(f"models/{name}.npz")
+    path = name if isinstance(name, Path) else data_file(f"models/{name}.npz")
     try:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
             arrays = {k: z[k] for k in z.files if "/" in k}
-            return FusionModel(arrays, z["names"], json.loads(str(z["meta"])), str(path))
+            model = FusionModel(arrays, z["names"], json.loads(str(z["meta"])), str(path))
     except DAMAGED as error:
-        raise EcdError(path, "is no readable model", "Restore it with: git checkout -- data") from error
+        raise EcdError(path, "is no readable model", "Make it with `ecd train-fusion --final`.") from error
+    used = f"autoencoders/{model.parameters.autoencoder}.npz"
+    then, now = model.meta["provenance"]["data"].get(used), data_hashes().get(used, "")[:12]
+    if model.parameters.inputs.startswith(("latent", "pooled")) and then is not None and then != now:
+        raise EcdError(path, f"was trained with another {used}", "Train it again with `ecd train-fusion --final`.")
+    return model

@@ -285,9 +285,11 @@ def write_density(density: ChargeDensity, path: Source) -> None:
     """Write a density in the format that the name asks for: ``.cube``, ``.npz``, anything else is a CHGCAR.
 
     Raises:
-        EcdError: a compressed format, or a folder that cannot be written.
+        EcdError: a compressed format or a store, or a folder that cannot be written.
     """
     suffix = Path(path).suffix
+    if suffix in (".h5", ".hdf5"):
+        raise EcdError(path, "is the name of a store", "Write a CHGCAR, cube or npz; `ecd convert` writes stores.")
     if suffix in _OPEN:
         raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
     {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)(density, path)

@@ -194,7 +194,9 @@ def build_autoencoder(p: AutoencoderParameters) -> ChargeDensityAutoencoder:
 def train_autoencoder(
     p: AutoencoderParameters, out: Path, *, name: str = "ecd train-autoencoder", progress: bool = True
 ) -> Autoencoder:
-    """Train on the bundled densities with the published split, and write the result; resumes what was interrupted.
+    """Train on the bundled densities with the published split, and write the result.
+
+    An interrupted run is resumed, a finished one read.
 
     The loss is the mean squared error over the voxels of unscaled densities, each batch in one of 12 orientations.
 
@@ -210,8 +212,11 @@ def train_autoencoder(
     from ecdlib.models.autoencoder import orientation
     from ecdlib.training import TrainingSettings, fit
 
-    if out.is_file() and load_autoencoder(out).meta["parameters"] != p.model_dump():
-        raise EcdError(out, "holds an autoencoder of other parameters", "Remove it, or choose another name with -o.")
+    if out.is_file():
+        if (found := load_autoencoder(out)).meta["parameters"] != p.model_dump():
+            remedy = "Remove it, or choose another name with -o."
+            raise EcdError(out, "holds an autoencoder of other parameters", remedy)
+        return found
     made_by = provenance(name, p.model_dump(), 0)
     grids, split = bundled_grids(p.edge, p.route), original_split()
     chosen = np.ones(len(split), dtype=bool)
@@ -389,6 +394,8 @@ def write_latents(path: str | os.PathLike[str], densities: Iterable[ChargeDensit
     numbers: list[Any] = []
     conventions = set()
     for density in densities:
+        if density.name in names:
+            raise EcdError(density.name, "two densities of this name", "Give each file a name of its own.")
         cell = common_cell(density, p.edge)
         names.append(density.name)
         formulas.append(density.formula)

@@ -14,7 +14,7 @@ import pandas as pd
 from ecdlib.correlations import cubic_average
 from ecdlib.datasets import data_file, data_hashes, load_densities
 from ecdlib.density import ChargeDensity, Floats
-from ecdlib.errors import EcdError
+from ecdlib.errors import DAMAGED, EcdError
 from ecdlib.experiments import UNITS, Experiment, load_experiment, shipped_results
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, featurize
 from ecdlib.models import MODELS
@@ -229,18 +229,27 @@ class FusionPredictor:
         return self.model.predict(features, self.target)
 
 
+def _is_fusion(path: Path) -> bool:
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
+            return "scaler/mean" in z.files
+    except DAMAGED:
+        return False  # the reader of experiments says what is wrong
+
+
 def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[FusionPredictor]:
     """Trained models by name, one for each property, or that of a result file of ``ecd train``.
 
     Raises:
         EcdError: no such model or file, or one without weights.
     """
-    if f"models/{model}.npz" in data_hashes():
+    path = Path(model)
+    shipped_fusion = sorted(Path(n).stem for n in data_hashes() if n.startswith("models/"))
+    if model in shipped_fusion or (path.suffix == ".npz" and _is_fusion(path)):
         from ecdlib.fusion import load_fusion_model
 
-        fusion = load_fusion_model(model)
+        fusion = load_fusion_model(model if model in shipped_fusion else path)
         return [FusionPredictor(target, fusion) for target in fusion.meta["targets"]]
-    path = Path(model)
     shipped = [name for name in shipped_results() if name.startswith(f"results/{model}--")]
     files = [path] if path.suffix == ".npz" else [data_file(name) for name in shipped]
     found: dict[str, Predictor] = {}
@@ -256,7 +265,7 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[Fusion
     if not found:
         if files:
             raise EcdError(files[0], "holds no weights to predict with", "Train one of the networks or density-gpr.")
-        known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b", "fusion-lightgbm", "fusion-attention"]
+        known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b", *shipped_fusion]
         remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
         raise EcdError(model, "no such trained model", remedy)
     return [found[t] for t in UNITS if t in found]

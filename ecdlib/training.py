@@ -127,7 +127,10 @@ def fit(
         generator = _seed_epoch(settings.seed, epoch)
         order = torch.randperm(len(X), generator=generator).to(where)
         total = torch.zeros((), device=where)
-        for batch in order.split(settings.batch_size):
+        batches = list(order.split(settings.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches.pop()  # batch normalization needs two
+        for batch in batches:
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
                 inputs = X[batch] if augment is None else augment(X[batch], generator)

@@ -207,3 +207,26 @@ def test_a_density_of_another_valence_is_warned_of() -> None:
     assert done.exit_code == 0
     assert "another valence convention" in done.output
     assert "debye temperature" in done.output
+
+
+def test_what_does_not_fit_together_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for arguments, words in (
+        (["-p", "model=attention", "-p", "inputs=pooled"], "the network takes whole latents"),
+        (["--final", str(tmp_path / "model")], "needs a cross-validation"),
+        (["-p", "cross_validate=false", "--final", str(tmp_path / "m.npz")], "needs a cross-validation"),
+    ):
+        done = CliRunner().invoke(app, ["train-fusion", "-o", str(tmp_path / "r.npz"), *arguments])
+        assert isinstance(done.exception, EcdError)
+        assert words in str(done.exception)
+    (tmp_path / "r.partial.npz").write_bytes(b"cut")
+    with pytest.raises(EcdError, match="left from an interrupted run and damaged"):
+        run_fusion(FusionParameters(), tmp_path / "r.npz", progress=False)
+    assert [f.name for f in tmp_path.iterdir()] == ["r.partial.npz"]
+
+
+def test_a_model_of_ones_own_predicts_from_its_file() -> None:
+    from ecdlib.datasets import data_file
+
+    named = predict(load_density("NaCl_225"), load_predictors("fusion-lightgbm"))
+    by_path = predict(load_density("NaCl_225"), load_predictors(str(data_file("models/fusion-lightgbm.npz"))))
+    assert [r["value"] for r in named] == [r["value"] for r in by_path]

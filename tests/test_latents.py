@@ -218,7 +218,25 @@ def test_what_cannot_be_a_database_is_refused(tmp_path: Path) -> None:
     mixed = [load_density("NaCl_225"), replace(load_density("Fe3SnC_221"), convention="other")]
     with pytest.raises(EcdError, match="several valence conventions"):
         write_latents(tmp_path / "a.npz", mixed, load_autoencoder())
+    with pytest.raises(EcdError, match="two densities of this name"):
+        write_latents(tmp_path / "a.npz", [load_density("NaCl_225")] * 2, load_autoencoder())
     assert [f.name for f in tmp_path.iterdir()] == ["cut.npz"]
+
+
+def test_files_of_one_name_in_many_folders_keep_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "CHGCAR.gz").write_bytes(data_file("vasp/CHGCAR.NaCl.gz").read_bytes())
+    files = [str(tmp_path / folder / "CHGCAR.gz") for folder in ("a", "b")]
+    done = CliRunner().invoke(app, ["encode", *files, "-o", str(tmp_path / "mine.npz")])
+    assert done.exit_code == 0, done.output
+    assert list(load_latents(tmp_path / "mine.npz").table.index) == files
+
+
+def test_a_decoded_density_is_not_written_under_the_name_of_a_store(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["decode", "NaCl_225", str(tmp_path / "out.h5")])
+    assert isinstance(done.exception, EcdError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_crystal_without_symmetry_still_has_a_latent() -> None:
