@@ -282,13 +282,14 @@ def encode(
     """Compress densities into a latent database (with loss; `ecd convert` to .h5 is without)."""
     from dataclasses import replace
 
-    from ecdlib.features import expand_sources
     from ecdlib.io import read_density
     from ecdlib.latents import load_autoencoder, write_latents
+    from ecdlib.store import DensityStore
 
     if out.suffix != ".npz":
         raise EcdError(out, "is no name of a latent database", "Let it end in .npz.")
-    sources = [each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])]
+    whole = {f: [f"{f}::{name}" for name in DensityStore(f).names] for f in files if f.endswith(".h5")}
+    sources = [source for f in files for source in whole.get(f, [f])]
     alike = len({Path(source).name for source in sources}) < len(sources)  # many folders hold a CHGCAR
     read = ((source, read_density(source)) for source in sources)
     densities = (replace(density, name=source) if alike else density for source, density in read)

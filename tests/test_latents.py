@@ -179,7 +179,7 @@ def test_pooled_latents_do_not_know_positions() -> None:
 
 def test_the_latent_database_holds_all_bundled_crystals_as_they_are() -> None:
     database = load_latents()
-    assert sorted(database.table.index) == sorted(bundled_names())
+    assert list(database.table.index) == bundled_names()
     for name in SMALL:
         original = common_cell(load_density(name), None)
         decoded = database.decode(name)
