@@ -138,12 +138,16 @@ class FusionNetwork:
         return predicted
 
 
+def n_reduced(p: FusionParameters, n_density: int) -> int:
+    """How many of the first features LightGBM sees as principal components: whole latents and correlations."""
+    return n_density if p.model == "lightgbm" and p.inputs.startswith(("latent", "correlations")) else 0
+
+
 def make_model(p: FusionParameters, n_density: int, scaler: FusionScaler | None = None) -> Any:
     """Unfitted estimator."""
     if p.model == "attention":
         return FusionNetwork(p, n_density, scaler)
-    reduced = n_density if p.inputs.startswith(("latent", "correlations")) else 0
-    return FusionLightGBM(reduced, p.components, p.trials, p.seed, scaler)
+    return FusionLightGBM(n_reduced(p, n_density), p.components, p.trials, p.seed, scaler)
 
 
 @dataclass(frozen=True)
@@ -213,8 +217,7 @@ def run_fusion(
             known &= np.abs(truth[:, t] - (low + high) / 2) <= 2 * (high - low)
         scaler = None
         if p.protocol in ("fit-on-all", "as-published"):
-            reduced = n_density if p.model == "lightgbm" and not p.inputs.startswith("pooled") else 0
-            scaler = FusionScaler(reduced, p.components).fit(X)
+            scaler = FusionScaler(n_reduced(p, n_density), p.components).fit(X)
         for part, held in parts:
             key = f"{target}/{part}"
             if key in done:
@@ -292,8 +295,7 @@ def train_final(p: FusionParameters, evaluated: FusionResult, out: Path, name: s
     begun = time.perf_counter()
     made_by = provenance(name, p.model_dump(), 0)
     crystals, X, n_density = inputs(p)
-    reduced = n_density if p.model == "lightgbm" and p.inputs.startswith(("latent", "correlations")) else 0
-    scaler = FusionScaler(reduced, p.components).fit(X)
+    scaler = FusionScaler(n_reduced(p, n_density), p.components).fit(X)
     arrays: dict[str, Any] = {f"scaler/{k}": v for k, v in scaler.state.items()}
     for target in evaluated.meta["targets"]:
         y = crystals[target].to_numpy(dtype=float)
