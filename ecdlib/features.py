@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from ecdlib.io import read_density
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 from ecdlib.store import DensityStore, sha256
 
+BUSY = "is being written by another run"
 #: Columns of the report that hold :func:`ecdlib.correlations.density_quantiles`.
 QUANTILE_NAMES = tuple(f"quantile {q:g}" for q in QUANTILES)
 
@@ -164,7 +166,7 @@ def _resume(partial: Path, settings: FeatureSettings) -> set[str]:
         with h5py.File(partial) as h:
             found, done = h.attrs["settings"], set(h["source"].asstr()[:]) - {""}  # an entry cut off
     except BlockingIOError as error:
-        raise EcdError(partial, "is being written by another run", "Wait for it, or choose another file.") from error
+        raise EcdError(partial, BUSY, "Wait for it, or choose another file.") from error
     except (OSError, KeyError) as error:
         remedy = "Remove it and run again."
         raise EcdError(partial, "is left from an interrupted run and damaged", remedy) from error
@@ -286,8 +288,14 @@ def bundled_features(
     ).hexdigest()[:16]
     folder = ROOT / "_build" / "cache"
     cached, full = folder / f"features-{key}.npz", folder / f"features-{key}.h5"
-    if not cached.is_file():
-        table = featurize_collection([s for n, s in sources.items() if n in set(names)], full, settings)
+    while not cached.is_file():
+        try:
+            table = featurize_collection([s for n, s in sources.items() if n in set(names)], full, settings)
+        except EcdError as error:
+            if error.problem != BUSY:
+                raise
+            time.sleep(1)  # another process computes the same
+            continue
         bad = table.index[table["error"] != ""]
         if len(bad):
             raise EcdError(bad[0], "a bundled density could not be featurized", str(table["error"][bad[0]]))
@@ -299,7 +307,7 @@ def bundled_features(
             np.savez(
                 f, features=reduced[order], report=report.iloc[order].to_json(orient="records", double_precision=15)
             )
-        full.unlink()
+        full.unlink(missing_ok=True)
     with np.load(cached, allow_pickle=False) as z:
         report = pd.DataFrame(json.loads(str(z["report"]))).set_index("name")
         return z["features"].astype(np.float64), report

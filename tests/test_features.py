@@ -328,3 +328,23 @@ def test_featurize_on_the_command_line(bad, tmp_path, monkeypatch, capsys):
     stored = content(out)
     assert np.array_equal(stored[LI], featurize(read_density(LI), SMALL)[0].astype(np.float32))
     assert sorted(stored) == sorted(["LiH_225", LI])
+
+
+def test_two_runs_that_want_the_same_features_wait_for_each_other(tmp_path, monkeypatch):
+    """The second finds the file locked, and then the result that the first has cached."""
+    settings, names = FeatureSettings(size=3, voxel=1.0), ["NaCl_225"]
+    monkeypatch.setattr(features, "ROOT", tmp_path)
+    calls = []
+
+    def busy(*arguments, **options):
+        calls.append(arguments)
+        monkeypatch.setattr(features, "featurize_collection", compute)
+        raise EcdError("features.h5.partial", features.BUSY, "Wait.")
+
+    compute = features.featurize_collection
+    monkeypatch.setattr(features, "featurize_collection", busy)
+    monkeypatch.setattr(features.time, "sleep", lambda seconds: None)
+    values, report = features.bundled_features(settings, names)
+    assert len(calls) == 1
+    assert values.shape == (1, 4)
+    assert list(report.index) == names
