@@ -271,7 +271,6 @@ def shown(table: Any) -> list[list[str]]:
     return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
 
 
-@pytest.mark.xdist_group("browser")
 def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     page = running.page
     cut = tmp_path / "CHGCAR.cut.gz"
@@ -312,7 +311,6 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     assert running.problems == []
 
 
-@pytest.mark.xdist_group("browser")
 def test_the_database_in_a_browser(running: Running, tmp_path: Path) -> None:
     page = running.page
     page.get_by_text("Latent database", exact=True).click()

@@ -22,7 +22,6 @@ from ecdlib.datasets import ROOT
 from ecdlib.parameters import NOTEBOOKS
 from ecdlib.runs import covered_artifacts
 
-pytestmark = pytest.mark.xdist_group("book")
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
