@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import bz2
 import gzip
 import html
 import io
@@ -34,18 +33,18 @@ from ecdlib.datasets import load_density
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError
 from ecdlib.features import FeatureSettings, featurize
-from ecdlib.io import read_density, write_density
-from ecdlib.latents import LatentDatabase, common_cell, load_latents, resample
+from ecdlib.io import OPENERS, read_density, write_density
+from ecdlib.latents import LatentDatabase, common_cell, load_latents
 from ecdlib.predict import load_predictors, predict
+from ecdlib.preprocess import resample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ADDRESS = "127.0.0.1"
 UPLOAD_LIMIT = 200_000_000  #: bytes of all files of a page together: they stay in memory while it is open
-UNPACKED_LIMIT = 500_000_000  #: bytes of one unpacked file (a grid of about 300³): a bomb must not fill the disk
+UNOPENERS_LIMIT = 500_000_000  #: bytes of one unpacked file (a grid of about 300³): a bomb must not fill the disk
 CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
-PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MODELS = {
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
     "fusion-attention": "a network with attention on the same inputs, for the same properties",
@@ -80,8 +79,8 @@ def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity:
     """
     shown = safe_name(name)
     stem, suffix = os.path.splitext(shown.lower())
-    if suffix in PACKED:
-        kind, unpack = os.path.splitext(stem)[1], PACKED[suffix]
+    if suffix in OPENERS:
+        kind, unpack = os.path.splitext(stem)[1], OPENERS[suffix]
     else:
         kind, unpack = suffix, lambda stream: stream
     check_size({shown: content})
@@ -121,8 +120,8 @@ def check_size(files: Mapping[str, bytes | str]) -> None:
 
 
 def _check_unpacked(name: str, size: int) -> None:
-    if size > UNPACKED_LIMIT:
-        what = f"is larger than {UNPACKED_LIMIT / 1e6:.0f} MB when unpacked"
+    if size > UNOPENERS_LIMIT:
+        what = f"is larger than {UNOPENERS_LIMIT / 1e6:.0f} MB when unpacked"
         raise EcdError(name, what, "Take `ecd predict` for large files.")
 
 

@@ -60,6 +60,11 @@ def _values(notebook: str, given: list[str] | None, profile: Profile) -> Paramet
     return resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
 
 
+def _check_npz(path: Path, what: str) -> None:
+    if path.suffix != ".npz":
+        raise EcdError(path, f"is no name of a {what}", "Let it end in .npz.")
+
+
 @app.command("list")
 def list_notebooks(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the notebooks and their parameters."""
@@ -244,8 +249,7 @@ def train(
     p = _values("training", parameter, profile)
     assert isinstance(p, TrainingParameters)
     path = out or Path(f"{slug(p)}.npz")
-    if path.suffix != ".npz":
-        raise EcdError(path, "is no name of a result file", "Let it end in .npz.")
+    _check_npz(path, "result file")
     result = run_experiment(p, path)
     for target in result.meta["targets"]:
         errors = {k: f"{v:.3g}" for k, v in result.errors(target).items() if v == v}
@@ -265,8 +269,7 @@ def train_autoencoder_command(
 
     p = _values("autoencoder", parameter, profile)
     assert isinstance(p, AutoencoderParameters)
-    if out.suffix != ".npz":
-        raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
+    _check_npz(out, "result file")
     result = train_autoencoder(p, out)
     print(f"mean squared error on validation crystals: {result.validation.min():.3g} (e/Å³)²\nwritten: {out}")
 
@@ -286,8 +289,7 @@ def encode(
     from ecdlib.latents import load_autoencoder, write_latents
     from ecdlib.store import DensityStore
 
-    if out.suffix != ".npz":
-        raise EcdError(out, "is no name of a latent database", "Let it end in .npz.")
+    _check_npz(out, "latent database")
     whole = {f: [f"{f}::{name}" for name in DensityStore(f).names] for f in files if f.endswith(".h5")}
     sources = [source for f in files for source in whole.get(f, [f])]
     alike = len({Path(source).name for source in sources}) < len(sources)  # many folders hold a CHGCAR
@@ -325,8 +327,7 @@ def train_fusion(
 
     p = _values("fusion", parameter, profile)
     assert isinstance(p, FusionParameters)
-    if out.suffix != ".npz":
-        raise EcdError(out, "is no name of a result file", "Let it end in .npz.")
+    _check_npz(out, "result file")
     if final is not None and (final.suffix != ".npz" or not p.cross_validate or p.crystals != "densities"):
         remedy = "Let its name end in .npz, and take cross_validate=true and crystals=densities."
         raise EcdError(final, "a model that predicts needs a cross-validation on crystals with densities", remedy)

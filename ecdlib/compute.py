@@ -100,7 +100,7 @@ def compute_density(
         # Away from ecdlib's own folder: Python puts a script's folder first among those it imports from.
         script = shutil.copy(gpaw_script.__file__, folder)
         result = Path(folder, "density.npz")
-        about = _run([interpreter, script, str(poscar.absolute()), str(result)], poscar, folder, progress)
+        about = run_gpaw([interpreter, script, str(poscar.absolute()), str(result)], poscar, folder, progress)
         density = read_npz(result)
         if out is not None:
             with atomic_write(out) as temporary:
@@ -112,7 +112,7 @@ def compute_density(
     )
 
 
-def _run(command: list[str], poscar: Path, folder: str, progress: Callable[[str], None] | None) -> dict[str, Any]:
+def run_gpaw(command: list[str], poscar: Path, folder: str, progress: Callable[[str], None] | None) -> dict[str, Any]:
     """Run the script to its end, passing on its progress; what it says when done, or an EcdError about ``poscar``."""
     log = Path(folder, "stderr.txt")
     done: dict[str, Any] = {}

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
 import platform
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
+from ecdlib.errors import EcdError, atomic_write
 from ecdlib.store import DensityStore, sha256
 
 #: Root of the checkout: holds data/, notebooks/ and book/.
@@ -68,6 +72,22 @@ def data_hashes() -> dict[str, str]:
     """SHA-256 of every bundled file, from the manifest."""
     manifest: dict[str, dict[str, Any]] = json.loads((data_folder() / "manifest.json").read_text())
     return {name: entry["sha256"] for name, entry in manifest.items()}
+
+
+def bundled_in(folder: str) -> list[str]:
+    """Names, without suffix, of the bundled files in a folder of the data."""
+    return sorted(Path(name).stem for name in data_hashes() if name.startswith(f"{folder}/"))
+
+
+def cached_array(name: str, depends_on: list[Any], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """An array that is computed once for each value of ``depends_on`` (kept in ``_build/cache``), then read."""
+    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    path = ROOT / "_build" / "cache" / f"{name}-{key}.npy"
+    if not path.is_file():
+        with atomic_write(path) as temporary, open(temporary, "wb") as f:
+            np.save(f, make())
+    values: NDArray[Any] = np.load(path)
+    return values
 
 
 def available_cores() -> int:

@@ -16,6 +16,22 @@ from ecdlib.errors import EcdError
 Floats = NDArray[np.floating[Any]]
 
 
+def symmetry_dataset(cell: Any, symprec: float) -> Any:
+    """spglib's symmetry dataset of a cell (lattice, positions, numbers); None without atoms or if none is found.
+
+    Args:
+        symprec: tolerance in Å.
+    """
+    if not len(cell[2]):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
+        try:
+            return spglib.get_symmetry_dataset(cell, symprec=symprec)
+        except spglib.SpglibError:
+            return None
+
+
 @dataclass(frozen=True)
 class VaspBlocks:
     """What a CHGCAR holds beside the total density: spin densities and augmentation occupancies, by block name."""
@@ -135,15 +151,7 @@ class ChargeDensity:
         Args:
             symprec: tolerance in Å.
         """
-        if not self.species:
-            return None
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
-            try:
-                cell: Any = (self.lattice, self.positions, self.numbers)
-                return spglib.get_symmetry_dataset(cell, symprec=symprec)
-            except spglib.SpglibError:
-                return None
+        return symmetry_dataset((self.lattice, self.positions, self.numbers), symprec)
 
     @property
     def structure(self) -> Structure:

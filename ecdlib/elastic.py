@@ -18,7 +18,6 @@ import json
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
-import spglib
 from ase import Atoms
 from ase.calculators.calculator import kpts2sizeandoffsets
 from ase.units import Bohr, GPa, Hartree
@@ -36,8 +34,9 @@ from pymatgen.io.vasp import Poscar
 from pymatgen.symmetry.groups import PointGroup, SpaceGroup
 
 from ecdlib import gpaw_script
-from ecdlib.compute import RECIPE, _run, find_gpaw_python
+from ecdlib.compute import RECIPE, find_gpaw_python, run_gpaw
 from ecdlib.datasets import data_file, load_structures
+from ecdlib.density import symmetry_dataset
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.preprocess import fast_length
 
@@ -262,14 +261,7 @@ def voigt_reuss_hill(C: ArrayLike) -> dict[str, Any]:
 
 
 def _symmetry(structure: Structure) -> Any:
-    """spglib's symmetry dataset, None if there is none."""
-    crystal: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
-        try:
-            return spglib.get_symmetry_dataset(crystal, symprec=1e-2)
-        except spglib.SpglibError:
-            return None
+    return symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), 1e-2)
 
 
 def orthogonal_cell(structure: Structure) -> Structure:
@@ -459,7 +451,7 @@ def _compute(interpreter: str, settings: dict[str, Any], structure: Structure, m
         (folder / "task.json").write_text(json.dumps(task))
         begun = time.perf_counter()
         command = [interpreter, str(folder / "strained.py"), str(folder / "task.json")]
-        done = _run(command, Path(settings["crystal"]), name, None)
+        done = run_gpaw(command, Path(settings["crystal"]), name, None)
         return {"energy": done.pop("energy"), "seconds": round(time.perf_counter() - begun, 3), **done}
 
 
@@ -473,15 +465,15 @@ def load_strains(name: str) -> dict[str, Any]:
     return record
 
 
-def strain_energies(record: Mapping[str, Any], key: str = "energy") -> tuple[Floats, dict[Mode, Floats]]:
-    """Strains (n,) and for each deformation (n,) energies (eV per cell), or whatever ``key`` names, of a record.
+def strain_energies(record: Mapping[str, Any]) -> tuple[Floats, dict[Mode, Floats]]:
+    """Strains (n,) and for each deformation (n,) energies (eV per cell) of a record.
 
     The unstrained cell stands in all three.
 
     Raises:
         EcdError: the calculations are not finished.
     """
-    found = {(c["mode"], c["strain"]): c[key] for c in record["calculations"] if key in c}
+    found = {(c["mode"], c["strain"]): c["energy"] for c in record["calculations"]}
     strains = record["settings"]["strains"]
     try:
         values = {m: np.array([found[m if d else "none", d] for d in strains], dtype=float) for m in MODES}

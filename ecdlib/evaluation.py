@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
@@ -28,6 +29,14 @@ def scores(truth: Floats, prediction: Floats) -> dict[str, float]:
         "R2": float(1 - (residual**2).sum() / ((truth - truth.mean()) ** 2).sum()),
         "NMAE": nmae(truth, prediction),
     }
+
+
+def deal(n: int, folds: int, seed: int) -> NDArray[np.int8]:
+    """Number of the fold of each of ``n`` samples, shuffled."""
+    number = np.empty(n, dtype=np.int8)
+    for k, (_, part) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(number)):
+        number[part] = k
+    return number
 
 
 def cross_validate(

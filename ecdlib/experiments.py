@@ -14,13 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ecdlib.artifacts import provenance
-from ecdlib.datasets import data_file, data_hashes, load_cubic_targets, load_densities
+from ecdlib.datasets import bundled_in, data_file, load_cubic_targets, load_densities
 from ecdlib.density import Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.evaluation import deal
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, bundled_features
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters
-from ecdlib.preprocess import redistribute_negative_charge, to_conventional
+from ecdlib.preprocess import redistribute_negative_charge, resample, to_conventional
 
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
 
@@ -79,18 +80,13 @@ def inputs(p: TrainingParameters, names: list[str]) -> Any:
         rows = report.index.get_indexer(pd.Index(names))
         quantiles = report[list(QUANTILE_NAMES)].to_numpy()[rows]
         return features[rows] if kind == "correlations" else np.hstack([features[rows], quantiles])
-    from scipy.signal import resample
-
     store = load_densities("cubic")
     if kind == "composition":
         return store.table.loc[names, "formula"].to_numpy()
     grids = []
     for name in names:
         cell = redistribute_negative_charge(to_conventional(store[name])).density
-        values = cell.values
-        for axis in range(3):
-            values = resample(values, p.grid, axis=axis)
-        grids.append(values.astype(np.float32))
+        grids.append(resample(cell.values, (p.grid,) * 3).astype(np.float32))
     return np.stack(grids)[:, None]
 
 
@@ -116,8 +112,6 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     Raises:
         EcdError: a model and target that do not fit, or a file of other parameters or sources in the way.
     """
-    from sklearn.model_selection import KFold
-
     targets = list(UNITS) if p.target == "both" else [p.target]
     if len(targets) != MODELS[p.model].targets:
         remedy = "Models C take target=both, the others one target."
@@ -128,9 +122,7 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     if p.crystals:
         labels = labels.sample(min(p.crystals, len(labels)), random_state=p.seed).sort_index()
     names, truth = list(labels.index), labels[targets].to_numpy(dtype=float)
-    fold = np.empty(len(names), dtype=np.int8)
-    for number, (_, part) in enumerate(KFold(10, shuffle=True, random_state=p.seed).split(names)):
-        fold[part] = number
+    fold = deal(len(names), 10, p.seed)
     fits = [("fitted", 0)]
     fits += [("validated", k) for k in range(1, 10)] if p.protocol != "split" else []
     fits += [("crossed", k) for k in range(1, 10)] if p.protocol == "10-fold" else []
@@ -155,7 +147,7 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
         done[f"seconds-{key}"] = np.array(time.perf_counter() - begun)
         if kind == "fitted":
             done |= _inside(model, keep=MODELS[p.model].inputs in ("correlations", "statistics"))
-        _save(partial, done)
+        save_partial(partial, done)
     made_by = json.loads(str(done["provenance"]))
     made_by["seconds"] = round(sum(float(v) for k, v in done.items() if k.startswith("seconds-")), 1)
     meta = {
@@ -196,9 +188,23 @@ def _join(done: dict[str, Any], kind: str, shape: tuple[int, ...]) -> Floats:
     return joined
 
 
-def _save(path: Path, done: dict[str, Any]) -> None:
+def save_partial(path: Path, done: dict[str, Any]) -> None:
+    """Write what an unfinished run has, atomically; :func:`read_partial` reads it."""
     with atomic_write(path) as temporary:
         np.savez(temporary, **done)
+
+
+def read_partial(path: Path) -> dict[str, Any]:
+    """Arrays that an interrupted run has left.
+
+    Raises:
+        EcdError: a damaged file.
+    """
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
+            return dict(z)
+    except DAMAGED as error:
+        raise EcdError(path, "is left from an interrupted run and damaged", "Remove it and run again.") from error
 
 
 def _load_partial(path: Path, p: TrainingParameters, made_by: dict[str, Any]) -> dict[str, Any]:
@@ -206,13 +212,9 @@ def _load_partial(path: Path, p: TrainingParameters, made_by: dict[str, Any]) ->
     label = np.array(p.model_dump_json())
     if not path.is_file():
         done = {"parameters": label, "provenance": np.array(json.dumps(made_by))}
-        _save(path, done)
+        save_partial(path, done)
         return done
-    try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            found = dict(z)
-    except DAMAGED as error:
-        raise EcdError(path, "is left from an interrupted run and damaged", "Remove it and run again.") from error
+    found = read_partial(path)
     if found.get("parameters") != label:
         raise EcdError(path, "holds an interrupted run of other parameters", "Remove it, or use its parameters.")
     commit = json.loads(str(found["provenance"]))["commit"]
@@ -243,4 +245,4 @@ def load_results() -> dict[str, Experiment]:
 
 def shipped_results() -> list[str]:
     """Names among the bundled files (see :func:`ecdlib.datasets.data_file`) of the results that ship."""
-    return sorted(name for name in data_hashes() if name.startswith("results/"))
+    return [f"results/{name}.npz" for name in bundled_in("results")]

@@ -26,9 +26,12 @@ from ecdlib.io import read_density
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 from ecdlib.store import DensityStore, sha256
 
-BUSY = "is being written by another run"
 #: Columns of the report that hold :func:`ecdlib.correlations.density_quantiles`.
 QUANTILE_NAMES = tuple(f"quantile {q:g}" for q in QUANTILES)
+
+
+class Busy(EcdError):
+    """A file that another run is writing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,16 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
         **dict(zip(QUANTILE_NAMES, map(float, density_quantiles(filled.density)), strict=True)),
     }
     return standardized_autocorrelation(filled.density, settings.size, settings.voxel, settings.field), row
+
+
+def statistics(density: ChargeDensity, settings: FeatureSettings = FeatureSettings()) -> tuple[Floats, Floats]:
+    """What :func:`bundled_features` keeps of one density: distinct values of the autocorrelation, and quantiles (e/Å³).
+
+    Raises:
+        EcdError: see :func:`featurize`.
+    """
+    correlation, row = featurize(density, settings)
+    return cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
 
 
 def expand_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -166,7 +179,8 @@ def _resume(partial: Path, settings: FeatureSettings) -> set[str]:
         with h5py.File(partial) as h:
             found, done = h.attrs["settings"], set(h["source"].asstr()[:]) - {""}  # an entry cut off
     except BlockingIOError as error:
-        raise EcdError(partial, BUSY, "Wait for it, or choose another file.") from error
+        remedy = "Wait for it, or choose another file."
+        raise Busy(partial, "is being written by another run", remedy) from error
     except (OSError, KeyError) as error:
         remedy = "Remove it and run again."
         raise EcdError(partial, "is left from an interrupted run and damaged", remedy) from error
@@ -291,9 +305,7 @@ def bundled_features(
     while not cached.is_file():
         try:
             table = featurize_collection([s for n, s in sources.items() if n in set(names)], full, settings)
-        except EcdError as error:
-            if error.problem != BUSY:
-                raise
+        except Busy:
             time.sleep(1)  # another process computes the same
             continue
         bad = table.index[table["error"] != ""]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -15,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import KFold
 
 from ecdlib.artifacts import provenance
-from ecdlib.correlations import cubic_average
-from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals
+from ecdlib.datasets import bundled_in, cached_array, data_file, data_hashes, load_crystals
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
-from ecdlib.evaluation import scores
-from ecdlib.features import QUANTILE_NAMES, bundled_features, featurize
-from ecdlib.latents import Autoencoder, bundled_grids, bundled_names, load_autoencoder, pooled
+from ecdlib.evaluation import deal, scores
+from ecdlib.experiments import read_partial, save_partial
+from ecdlib.features import QUANTILE_NAMES, bundled_features, statistics
+from ecdlib.latents import POOLINGS, Autoencoder, bundled_grids, bundled_names, load_autoencoder, pooled
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.forest import magpie_features
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
@@ -47,13 +44,7 @@ def magpie(crystals: pd.DataFrame) -> Floats:
     """MAGPIE features of labelled crystals, ``(n, 132)``; computed once (``_build/cache``)."""
     formulas = list(crystals["formula"])
     made_by = [sha256(Path(__file__).with_name("models") / "forest.py"), version("matminer")]
-    key = hashlib.sha256(json.dumps([made_by, formulas]).encode()).hexdigest()[:16]
-    cached = ROOT / "_build" / "cache" / f"magpie-{key}.npy"
-    if not cached.is_file():
-        with atomic_write(cached) as temporary, open(temporary, "wb") as f:
-            np.save(f, magpie_features(formulas))
-    values: Floats = np.load(cached)
-    return values
+    return cached_array("magpie", [made_by, formulas], lambda: magpie_features(formulas))
 
 
 def density_features(p: FusionParameters) -> Floats:
@@ -128,7 +119,7 @@ class FusionNetwork:
         if not self.n_density:
             return AttentionCNN(0, 1, n_features)
         trained = load_autoencoder(self.p.autoencoder).parameters
-        edge = round((self.n_density / trained.channels) ** (1 / 3))
+        edge = trained.edge // 2 ** POOLINGS[trained.channels]
         padding: Any = "circular" if trained.route == "periodic" else "zeros"
         return AttentionCNN(trained.channels, edge, n_features - self.n_density, padding=padding)
 
@@ -192,20 +183,12 @@ def run_fusion(
     targets = [p.target] if p.target != "all" else list(PROPERTIES)
     truth = crystals[targets].to_numpy(dtype=float)
     test = (crystals["original_split"] == "test").to_numpy()
-    fold = np.empty(len(crystals), dtype=np.int8)
-    for number, (_, part) in enumerate(KFold(5, shuffle=True, random_state=p.seed).split(X)):
-        fold[part] = number
+    fold = deal(len(crystals), 5, p.seed)
     partial = out.with_suffix(".partial.npz")
     label = json.dumps([p.model_dump(), data_hashes()])
     done: dict[str, Any] = {"label": label, "made_by": json.dumps(provenance(name, p.model_dump(), 0))}
     if partial.is_file():
-        try:
-            with open(partial, "rb") as f, np.load(f, allow_pickle=False) as z:
-                found = {k: z[k] for k in z.files}
-        except DAMAGED as error:
-            raise EcdError(
-                partial, "is left from an interrupted run and damaged", "Remove it and run again."
-            ) from error
+        found = read_partial(partial)
         if str(found["label"]) != label:
             raise EcdError(partial, "holds an interrupted run of other parameters or data", "Remove it and run again.")
         done = found
@@ -228,8 +211,7 @@ def run_fusion(
             predicted[known & held] = model.predict(X[known & held])
             done[key], done[f"{key}/seconds"] = predicted, time.perf_counter() - begun
             done[f"{key}/note"] = json.dumps(_note(model))
-            with atomic_write(partial) as temporary:
-                np.savez(temporary, **done)
+            save_partial(partial, done)
             if progress:
                 s = scores(truth[known & held, t], predicted[known & held])
                 seconds = done[f"{key}/seconds"]
@@ -278,10 +260,9 @@ def load_fusion(path: str | os.PathLike[str]) -> FusionResult:
         raise EcdError(path, "is no readable result", "Make it with `ecd train-fusion`.") from error
 
 
-def shipped_fusion(names: Sequence[str] | None = None) -> dict[str, FusionResult]:
+def shipped_fusion() -> dict[str, FusionResult]:
     """Results that ship with the project, by the name of their file."""
-    files = sorted(name for name in data_hashes() if name.startswith("fusion/"))
-    return {Path(n).stem: load_fusion(data_file(n)) for n in files if names is None or Path(n).stem in names}
+    return {name: load_fusion(data_file(f"fusion/{name}.npz")) for name in bundled_in("fusion")}
 
 
 def train_final(p: FusionParameters, evaluated: FusionResult, out: Path, name: str = "ecd train-fusion") -> None:
@@ -369,8 +350,7 @@ class FusionModel:
             latent = self.autoencoder.latent(density)[None]
             parts.append(pooled(latent) if kind == "pooled" else latent.reshape(1, -1))
         if kind == "correlations":
-            correlation, row = featurize(density)
-            parts.append(np.hstack([cubic_average(correlation), [row[name] for name in QUANTILE_NAMES]])[None])
+            parts.append(np.hstack(statistics(density))[None])
         if self.parameters.inputs.endswith("magpie"):
             parts.append(magpie_features([density.formula]))
         return np.hstack(parts)
@@ -378,7 +358,7 @@ class FusionModel:
     def predict(self, features: Floats, target: str) -> tuple[float, float]:
         """Value and standard deviation: root mean square of the out-of-fold errors where predictions were similar."""
         model = self.models[target]
-        if "trees" in self._part(target):
+        if f"{target}/trees" in self.arrays:
             value = float(model.predict(self.scaler.transform(features), num_threads=1)[0])
         else:
             import torch

@@ -27,7 +27,7 @@ from ecdlib.density import ChargeDensity, VaspBlocks
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.store import DensityStore
 
-_OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 Source = str | os.PathLike[str]
 
 
@@ -38,13 +38,13 @@ def _plain(path: Path) -> Iterator[Path]:
         raise EcdError(path, "no such file", "Check the path.")
     if path.stat().st_size == 0:
         raise EcdError(path, "the file is empty", "Write or copy it again.")
-    if path.suffix not in _OPEN:
+    if path.suffix not in OPENERS:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / path.stem
         try:
-            with _OPEN[path.suffix](path) as source, open(target, "wb") as sink:
+            with OPENERS[path.suffix](path) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink)
         except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             if getattr(error, "errno", None) is not None:  # the disk, not the file
@@ -220,7 +220,7 @@ def read_density(source: Source) -> ChargeDensity:
         return load_density(text)
     if path.suffix == ".h5" and path.is_file():
         raise EcdError(path, "is a store of several crystals", f"Name one: {path}::NAME")
-    stem = path.stem if path.suffix in _OPEN else path.name
+    stem = path.stem if path.suffix in OPENERS else path.name
     readers: dict[str, Any] = {".npz": read_npz, ".cube": read_cube_density, ".cub": read_cube_density}
     try:
         return check_electrons(readers.get(Path(stem).suffix, read_chgcar)(path))
@@ -290,6 +290,6 @@ def write_density(density: ChargeDensity, path: Source) -> None:
     suffix = Path(path).suffix
     if suffix in (".h5", ".hdf5"):
         raise EcdError(path, "is the name of a store", "Write a CHGCAR, cube or npz; `ecd convert` writes stores.")
-    if suffix in _OPEN:
+    if suffix in OPENERS:
         raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
     {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)(density, path)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.fft
-import scipy.signal
 from pymatgen.core import Element
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from ecdlib.artifacts import provenance
-from ecdlib.datasets import ROOT, data_file, data_hashes, load_crystals, load_densities
+from ecdlib.datasets import bundled_in, cached_array, data_file, load_crystals, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
-from ecdlib.preprocess import conventional_cell, conventional_grid, to_conventional
+from ecdlib.preprocess import conventional_cell, conventional_grid, resample, to_conventional
 from ecdlib.store import sha256
 
 if TYPE_CHECKING:
@@ -75,15 +73,6 @@ def _padded_shape(density: ChargeDensity, edge: int) -> list[int]:
     return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
 
 
-def resample(values: Floats, shape: Sequence[int]) -> Floats:
-    """A periodic field on another grid: plane waves are kept, dropped where the new grid cannot hold them."""
-    resampled = np.asarray(values, dtype=np.float64)
-    for axis, n in enumerate(shape):
-        if n != resampled.shape[axis]:
-            resampled = scipy.signal.resample(resampled, int(n), axis=axis)
-    return resampled
-
-
 def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
     """Density on the common grid, ``(edge, edge, edge)``, e/Å³: :func:`common_cell` or :func:`padded_grid`."""
     return common_cell(density, edge).values if route == "periodic" else padded_grid(density, edge)
@@ -101,16 +90,13 @@ def bundled_grids(edge: int, route: Route) -> Floats:
     """
     files = [Path(__file__).with_name(f"{m}.py") for m in ("density", "store", "preprocess", "latents")]
     files += [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
-    key = hashlib.sha256(json.dumps([*map(sha256, files), edge, route]).encode()).hexdigest()[:16]
-    cached = ROOT / "_build" / "cache" / f"grids-{route}-{edge}-{key}.npy"
-    if not cached.is_file():
+
+    def make() -> Floats:
         stores = load_densities("cubic"), load_densities("general")
         bar = tqdm((d for store in stores for d in store), desc="Common grid", total=sum(len(s.table) for s in stores))
-        grids = np.stack([on_grid(density, edge, route).astype(np.float32) for density in bar])
-        with atomic_write(cached) as temporary, open(temporary, "wb") as f:
-            np.save(f, grids)
-    values: Floats = np.load(cached)
-    return values
+        return np.stack([on_grid(density, edge, route).astype(np.float32) for density in bar])
+
+    return cached_array(f"grids-{route}-{edge}", [*map(sha256, files), edge, route], make)
 
 
 @dataclass(frozen=True)
@@ -122,6 +108,18 @@ class Autoencoder:
     validation: Floats  #: validation loss of each epoch
     meta: dict[str, Any]  #: parameters, seconds, provenance
     source: str = ""
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any], source: str) -> Autoencoder:
+        """From what :attr:`arrays` gave; other entries are left alone."""
+        weights = {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")}
+        return cls(weights, arrays["losses"], arrays["validation"], json.loads(str(arrays["meta"])), source)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """All of it as arrays, to be written."""
+        rest = {"losses": self.losses, "validation": self.validation, "meta": np.array(json.dumps(self.meta))}
+        return {f"weights/{k}": v for k, v in self.weights.items()} | rest
 
     @cached_property
     def parameters(self) -> AutoencoderParameters:
@@ -257,16 +255,11 @@ def train_autoencoder(
     made_by["seconds"] = round(time.perf_counter() - begun, 1)
     meta = {"parameters": p.model_dump(), "crystals": {"train": len(train), "val": len(validation)}}
     meta["provenance"] = made_by
-    weights: Any = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
+    weights = {k: v.cpu().numpy() for k, v in module.state_dict().items()}
+    trained = Autoencoder(weights, np.array(history.train), np.array(history.validation), meta, str(out))
     with atomic_write(out) as temporary:
-        np.savez_compressed(
-            temporary,
-            **weights,
-            losses=np.array(history.train),
-            validation=np.array(history.validation),
-            meta=np.array(json.dumps(meta)),
-        )
-    return load_autoencoder(out)
+        np.savez_compressed(temporary, **trained.arrays)
+    return trained
 
 
 def original_split() -> Any:
@@ -288,15 +281,14 @@ def load_autoencoder(source: str | os.PathLike[str] = DEFAULT_AUTOENCODER) -> Au
         path = data_file(f"autoencoders/{source}.npz")
     try:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            weights = {k.removeprefix("weights/"): z[k] for k in z.files if k.startswith("weights/")}
-            return Autoencoder(weights, z["losses"], z["validation"], json.loads(str(z["meta"])), str(path))
+            return Autoencoder.from_arrays(dict(z), str(path))
     except DAMAGED as error:
         raise EcdError(path, "is no readable autoencoder", "Make it with `ecd train-autoencoder`.") from error
 
 
 def shipped_autoencoders() -> list[str]:
     """Names of the autoencoders that ship with the project."""
-    return sorted(Path(name).stem for name in data_hashes() if name.startswith("autoencoders/"))
+    return bundled_in("autoencoders")
 
 
 def pooled(latents: Floats) -> Floats:
@@ -409,7 +401,6 @@ def write_latents(path: str | os.PathLike[str], densities: Iterable[ChargeDensit
     if not names or len(conventions) > 1:
         problem = "no densities to encode" if not names else "densities of several valence conventions"
         raise EcdError(path, problem, "Give densities of one convention.")
-    weights: Any = {f"weights/{k}": v for k, v in autoencoder.weights.items()}
     with atomic_write(path) as temporary, open(temporary, "wb") as f:
         np.savez_compressed(
             f,
@@ -423,10 +414,7 @@ def write_latents(path: str | os.PathLike[str], densities: Iterable[ChargeDensit
             positions=np.concatenate(positions).astype(np.float32),
             numbers=np.concatenate(numbers).astype(np.uint8),
             convention=np.array(conventions.pop()),
-            **weights,
-            losses=autoencoder.losses,
-            validation=autoencoder.validation,
-            meta=np.array(json.dumps(autoencoder.meta)),
+            **autoencoder.arrays,
         )
 
 
@@ -439,9 +427,8 @@ def load_latents(path: str | os.PathLike[str] | None = None) -> LatentDatabase:
     path = data_file("latents.npz") if path is None else Path(path)
     try:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            a = {k: z[k] for k in z.files}
-        weights = {k.removeprefix("weights/"): v for k, v in a.items() if k.startswith("weights/")}
-        trained = Autoencoder(weights, a["losses"], a["validation"], json.loads(str(a["meta"])), str(path))
+            a = dict(z)
+        trained = Autoencoder.from_arrays(a, str(path))
         offset = a["offset"]
         cells = a["cells"].astype(np.float64)
         table = pd.DataFrame(

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ecdlib.correlations import cubic_average
-from ecdlib.datasets import data_file, data_hashes, load_densities
+from ecdlib.datasets import bundled_in, data_file, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError
 from ecdlib.experiments import UNITS, Experiment, load_experiment, shipped_results
-from ecdlib.features import QUANTILE_NAMES, FeatureSettings, featurize
+from ecdlib.features import FeatureSettings, statistics
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
 
@@ -140,8 +139,7 @@ class Predictor:
         if number < 195 and self.parameters.model.startswith("octahedral"):
             remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
             raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
-        correlation, row = featurize(density, self.kind)
-        return cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
+        return statistics(density, self.kind)
 
     @cached_property
     def domain(self) -> Domain:
@@ -244,7 +242,7 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[Fusion
         EcdError: no such model or file, or one without weights.
     """
     path = Path(model)
-    shipped_fusion = sorted(Path(n).stem for n in data_hashes() if n.startswith("models/"))
+    shipped_fusion = bundled_in("models")
     if model in shipped_fusion or (path.suffix == ".npz" and _is_fusion(path)):
         from ecdlib.fusion import load_fusion_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,6 +164,17 @@ def to_conventional(
         species=tuple(species),
         positions=np.array(positions),
     )
+
+
+def resample(values: Floats, shape: Sequence[int]) -> Floats:
+    """A periodic field on another grid: plane waves are kept, dropped where the new grid cannot hold them."""
+    from scipy.signal import resample as along  # slow to import
+
+    resampled = np.asarray(values, dtype=np.float64)
+    for axis, n in enumerate(shape):
+        if n != resampled.shape[axis]:
+            resampled = along(resampled, int(n), axis=axis)
+    return resampled
 
 
 def supercell(density: ChargeDensity, repeats: tuple[int, int, int]) -> ChargeDensity:

@@ -338,7 +338,7 @@ def test_two_runs_that_want_the_same_features_wait_for_each_other(tmp_path, monk
     def busy(*arguments, **options):
         calls.append(arguments)
         monkeypatch.setattr(features, "featurize_collection", compute)
-        raise EcdError("features.h5.partial", features.BUSY, "Wait.")
+        raise features.Busy("features.h5.partial", "is being written by another run", "Wait.")
 
     compute = features.featurize_collection
     monkeypatch.setattr(features, "featurize_collection", busy)

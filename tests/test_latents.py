@@ -25,7 +25,6 @@ from ecdlib.latents import (
     on_grid,
     padded_grid,
     pooled,
-    resample,
     shipped_autoencoders,
     train_autoencoder,
     write_latents,
@@ -33,7 +32,7 @@ from ecdlib.latents import (
 from ecdlib.models.autoencoder import ChargeDensityAutoencoder, orientation
 from ecdlib.models.lean_cnn import count_parameters
 from ecdlib.parameters import AutoencoderParameters
-from ecdlib.preprocess import supercell, to_conventional
+from ecdlib.preprocess import resample, supercell, to_conventional
 from ecdlib.training import TrainingSettings, fit
 
 SMALL = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "VB_63"]
