@@ -301,9 +301,9 @@ def orthogonal_cell(structure: Structure) -> Structure:
 #: Runs beside a copy of gpaw_script.py, in the Python that has GPAW: its parameters, but grids that are given.
 _SCRIPT = """
 import json, sys, time
+import gpaw  # here, so that start_seconds holds it
 import gpaw_script as recipe
 from ase import Atoms
-from gpaw import GPAW, PW, MarzariVanderbilt, Mixer
 
 task = json.load(open(sys.argv[1]))
 start = time.process_time()
@@ -313,17 +313,7 @@ try:
         done = {"energy": done["energy"], "gpaw": done["gpaw"], "setups": done["convention"]}
     else:
         atoms = Atoms(task["symbols"], cell=task["cell"], scaled_positions=task["positions"], pbc=True)
-        atoms.calc = calc = GPAW(
-            mode=PW(recipe.CUTOFF),
-            xc="PBE",
-            kpts={"size": task["kpts"], "gamma": True},
-            gpts=task["gpts"],
-            occupations=MarzariVanderbilt(recipe.SMEARING),
-            maxiter=recipe.MAX_ITERATIONS,
-            txt=None,
-            mixer=Mixer(0.25, 8, 30),
-            convergence={"density": 1e-5, "energy": 1e-5, "eigenstates": 1e-7},
-        )
+        atoms.calc = calc = recipe.calculator(False, kpts={"size": task["kpts"], "gamma": True}, gpts=task["gpts"])
         done = {"energy": float(atoms.get_potential_energy(force_consistent=True))}
         done["irreducible_kpoints"] = len(calc.get_ibz_k_points())
 except Exception as error:

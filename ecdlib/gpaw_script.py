@@ -89,6 +89,22 @@ def say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
+def calculator(spin: bool, **grids: Any) -> Any:
+    """GPAW with the recipe's parameters; ``grids`` are k-points and, if given, points in real space."""
+    from gpaw import GPAW, PW, MarzariVanderbilt, Mixer, MixerSum
+
+    return GPAW(
+        mode=PW(CUTOFF),
+        xc="PBE",
+        occupations=MarzariVanderbilt(SMEARING),
+        maxiter=MAX_ITERATIONS,
+        txt=None,
+        mixer=MixerSum(0.2, 8, 30) if spin else Mixer(0.25, 8, 30),
+        convergence={"density": 1e-5, "energy": 1e-5, "eigenstates": 1e-7},
+        **grids,
+    )
+
+
 def compute(poscar: str, out: str) -> dict[str, Any]:
     """Compute the crystal in ``poscar``, write ``out`` (.npz), return what a caller wants to know of it."""
     try:
@@ -103,22 +119,12 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
     atoms, spacegroup = primitive(given)
 
     import gpaw
-    from gpaw import GPAW, PW, MarzariVanderbilt, Mixer, MixerSum
     from gpaw.utilities import AtomsTooClose
 
     spin = any(s in MOMENTS for s in atoms.symbols)
     if spin:
         atoms.set_initial_magnetic_moments([MOMENTS.get(s, 0.0) for s in atoms.symbols])
-    atoms.calc = calc = GPAW(
-        mode=PW(CUTOFF),
-        xc="PBE",
-        kpts={"density": KPOINT_DENSITY, "gamma": True},
-        occupations=MarzariVanderbilt(SMEARING),
-        maxiter=MAX_ITERATIONS,
-        txt=None,
-        mixer=MixerSum(0.2, 8, 30) if spin else Mixer(0.25, 8, 30),
-        convergence={"density": 1e-5, "energy": 1e-5, "eigenstates": 1e-7},
-    )
+    atoms.calc = calc = calculator(spin, kpts={"density": KPOINT_DENSITY, "gamma": True})
     calc.attach(lambda: say(iteration=calc.scf.niter, of=MAX_ITERATIONS), 1)
     try:
         energy = atoms.get_potential_energy(force_consistent=True)
