@@ -173,13 +173,14 @@ def convert(
     from ecdlib.preprocess import to_conventional
     from ecdlib.store import write_store
 
+    write = None if target.suffix == ".h5" else io.writer(target)  # before anything is read
     density = io.read_density(source)
     if conventional:
         density = to_conventional(density)
-    if target.suffix == ".h5":
+    if write is None:
         write_store(target, [density])
     else:
-        io.write_density(density, target)
+        write(density, target)
     print(f"{density}\nwritten: {target}")
 
 
@@ -306,11 +307,12 @@ def decode(
     database: Annotated[Path | None, typer.Option(help="by default that of the bundled densities")] = None,
 ) -> None:
     """Reconstruct a density from its latent, for example as a CHGCAR that VESTA opens."""
-    from ecdlib.io import write_density
+    from ecdlib.io import writer
     from ecdlib.latents import load_latents
 
+    write = writer(target)  # before anything is decoded
     density = load_latents(database).decode(name)
-    write_density(density, target)
+    write(density, target)
     print(f"{density}\nwritten: {target}")
 
 

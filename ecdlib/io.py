@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -281,15 +281,24 @@ def write_npz(density: ChargeDensity, path: Source) -> None:
         )
 
 
-def write_density(density: ChargeDensity, path: Source) -> None:
-    """Write a density in the format that the name asks for: ``.cube``, ``.npz``, anything else is a CHGCAR.
+def writer(path: Source) -> Callable[[ChargeDensity, Source], None]:
+    """What writes the format that the name asks for: ``.cube``, ``.npz``, anything else is a CHGCAR.
 
     Raises:
-        EcdError: a compressed format or a store, or a folder that cannot be written.
+        EcdError: a compressed format or a store.
     """
     suffix = Path(path).suffix
     if suffix in (".h5", ".hdf5"):
         raise EcdError(path, "is the name of a store", "Write a CHGCAR, cube or npz; `ecd convert` writes stores.")
     if suffix in OPENERS:
         raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
-    {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)(density, path)
+    return {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)
+
+
+def write_density(density: ChargeDensity, path: Source) -> None:
+    """Write a density in the format that the name asks for (see :func:`writer`).
+
+    Raises:
+        EcdError: a compressed format or a store, or a folder that cannot be written.
+    """
+    writer(path)(density, path)
