@@ -65,11 +65,12 @@ def padded_grid(density: ChargeDensity, edge: int) -> Floats:
     the picture is the same at a lower resolution. A density of more voxels than the grid is resampled to fit, as in
     the authors' public code. The shape of the cell is lost, its size is not; a periodic field is cut.
     """
-    shape = _padded_shape(density, edge)
+    shape = padded_shape(density, edge)
     return np.pad(resample(density.values, shape), [(0, edge - n) for n in shape])
 
 
-def _padded_shape(density: ChargeDensity, edge: int) -> list[int]:
+def padded_shape(density: ChargeDensity, edge: int) -> list[int]:
+    """Voxels that a density fills of the padded grid along each axis."""
     return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
 
 
@@ -172,7 +173,7 @@ class Autoencoder:
         if p.route == "periodic":
             cell = common_cell(density, None)
         else:
-            grid = grid[tuple(slice(n) for n in _padded_shape(density, p.edge))]
+            grid = grid[tuple(slice(n) for n in padded_shape(density, p.edge))]
         return cell, cell.step("through the latent", values=resample(grid, cell.shape))
 
     def latent(self, density: ChargeDensity) -> Floats:
