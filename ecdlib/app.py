@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 ADDRESS = "127.0.0.1"
 UPLOAD_LIMIT = 200_000_000  #: bytes of all files of a page together: they stay in memory while it is open
-UNOPENERS_LIMIT = 500_000_000  #: bytes of one unpacked file (a grid of about 300³): a bomb must not fill the disk
+UNPACKED_LIMIT = 500_000_000  #: bytes of one unpacked file (a grid of about 300³): a bomb must not fill the disk
 CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
 MODELS = {
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
@@ -120,8 +120,8 @@ def check_size(files: Mapping[str, bytes | str]) -> None:
 
 
 def _check_unpacked(name: str, size: int) -> None:
-    if size > UNOPENERS_LIMIT:
-        what = f"is larger than {UNOPENERS_LIMIT / 1e6:.0f} MB when unpacked"
+    if size > UNPACKED_LIMIT:
+        what = f"is larger than {UNPACKED_LIMIT / 1e6:.0f} MB when unpacked"
         raise EcdError(name, what, "Take `ecd predict` for large files.")
 
 
