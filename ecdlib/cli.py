@@ -340,6 +340,33 @@ def train_fusion(
         print(f"written: {final}")
 
 
+@app.command("train-cgcnn")
+def train_cgcnn(
+    out: Annotated[Path, typer.Option("-o", "--out", help="result file to write (.npz)")],
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
+    final: Annotated[Path | None, typer.Option(help="train on all crystals too, and write what predicts")] = None,
+    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+) -> None:
+    """Train crystal graph networks with the parameters of the notebook 'cgcnn'; resumes what was interrupted."""
+    from ecdlib.elasticity import run_elasticity, train_ensemble
+    from ecdlib.parameters import CgcnnParameters
+
+    p = _values("cgcnn", parameter, profile)
+    assert isinstance(p, CgcnnParameters)
+    _check_npz(out, "result file")
+    whole = p.model == "cgcnn" and p.crystals != "fusion" and p.target == "all" and p.members > 1
+    if final is not None and (final.suffix != ".npz" or not whole):
+        remedy = "Let its name end in .npz, and take model=cgcnn, crystals=matbench, target=all, members=2 or more."
+        raise EcdError(final, "a model that predicts needs an ensemble for K and G", remedy)
+    result = run_elasticity(p, out)
+    for target in result.targets:
+        print(target, {k: round(float(v), 4) for k, v in result.ensemble_scores(target).items()})
+    print(f"written: {out}")
+    if final is not None:
+        train_ensemble(p, result, final)
+        print(f"written: {final}")
+
+
 @app.command()
 def data() -> None:
     """List the bundled densities."""

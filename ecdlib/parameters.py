@@ -284,6 +284,39 @@ class TenLinesParameters(Parameters):
     file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
 
 
+class CgcnnParameters(Parameters):
+    """Crystal graph network: official folds, ensemble, uncertainty."""
+
+    full: ClassVar[dict[str, Any]] = {"epochs": 100, "members": 4, "folds": "all"}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 1, "sample": 150}
+
+    model: Literal["cgcnn", "random-forest", "xgboost", "svr", "gradient-boosting", "decision-tree"] = Field(
+        "cgcnn", description="the crystal graph network, or one of five models on six features"
+    )
+    crystals: Literal["matbench", "matbench-official", "fusion"] = Field(
+        "matbench",
+        description="matbench: its entries that have a structure here, official folds; matbench-official: all of "
+        "them, from the network; fusion: the 6,059 crystals of LatentMatFusion, published split",
+    )
+    target: Literal[
+        "all",
+        "bulk_modulus",
+        "youngs_modulus",
+        "shear_modulus",
+        "cohesive_energy",
+        "debye_temperature",
+        "formation_energy",
+    ] = Field("all", description="what is learned; all: one network with several outputs")
+    folds: Literal["first", "all"] = Field("first", description="folds that are trained and tested")
+    members: int = Field(1, ge=1, le=100, description="networks of the ensemble in each fold")
+    ties: bool = Field(True, description="keep the last shell of neighbours whole; False: cut it at twelve")
+    epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
+    batch_size: int = Field(64, ge=2, description="crystals in a step")
+    learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of the training crystals that choose the epoch")
+    sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
+
+
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ecdlib.density import Floats
 from ecdlib.errors import EcdError, atomic_write
+from ecdlib.graphs import CrystalGraphs
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,18 @@ class Losses:
     validation: list[float]
 
 
+#: What networks take: a tensor ``(n, ...)``, or graphs of n crystals.
+Inputs = Tensor | CrystalGraphs
+
+
 def fit(
     model: nn.Module,
-    X: Tensor,
+    X: Inputs,
     y: Tensor | None,
     settings: TrainingSettings,
     *,
-    validation: tuple[Tensor, Tensor | None] | None = None,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    validation: tuple[Inputs, Tensor | None] | None = None,
+    augment: Callable[[Any, torch.Generator], Tensor] | None = None,
     device: str = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -85,8 +90,8 @@ def fit(
     what an uninterrupted one gives; the file is removed at the end.
 
     Args:
-        X: ``(n, ...)`` inputs.
-        y: ``(n, targets)`` normalized targets; None: the input itself (an autoencoder).
+        X: ``(n, ...)`` inputs, or graphs of n crystals.
+        y: ``(n, targets)`` normalized targets, NaN where there is none; None: the input itself (an autoencoder).
         validation: the same for crystals that are not trained on.
         augment: changes a batch of inputs in each step, with random numbers from the generator.
 
@@ -135,7 +140,8 @@ def fit(
             with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
                 inputs = X[batch] if augment is None else augment(X[batch], generator)
                 prediction = model(inputs)
-            loss = ((prediction.float() - (inputs if y is None else y[batch])) ** 2).mean()
+            residual = prediction.float() - (inputs if y is None else y[batch])
+            loss = _known(residual, y, batch).square().mean()
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
@@ -162,23 +168,33 @@ def fit(
     return Losses(losses, checked)
 
 
-def _digest(*tensors: Tensor | None) -> str:
+def _digest(*inputs: Inputs | None) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(b"none" if tensor is None else tensor.cpu().numpy().tobytes())
+    for each in inputs:
+        for tensor in each.tensors() if isinstance(each, CrystalGraphs) else [each]:
+            digest.update(b"none" if tensor is None else tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
+def _known(error: Tensor, y: Tensor | None, batch: Tensor) -> Tensor:
+    """Errors of what has a target, where there are targets that are NaN."""
+    return error if y is None or not (unknown := y[batch].isnan()).any() else error[~unknown]
+
+
 @torch.no_grad()
-def _loss(model: nn.Module, X: Tensor, y: Tensor | None, batch_size: int) -> float:
+def _loss(model: nn.Module, X: Inputs, y: Tensor | None, batch_size: int) -> float:
     """Mean squared error in evaluation mode."""
     model.eval()
     total = 0.0
-    for batch in torch.arange(len(X), device=X.device).split(batch_size):
-        target = X[batch] if y is None else y[batch]
-        total += float(((model(X[batch]).float() - target) ** 2).mean()) * len(batch)
+    for batch in torch.arange(len(X), device=next(model.parameters()).device).split(batch_size):
+        error = model(X[batch]).float() - (X[batch] if y is None else y[batch])
+        total += float(_known(error, y, batch).square().mean()) * len(batch)
     model.train()
     return total / len(X)
+
+
+def _as_inputs(X: Floats | CrystalGraphs) -> Inputs:
+    return X if isinstance(X, CrystalGraphs) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
 
 
 class TorchRegressor(RegressorMixin, BaseEstimator):
@@ -204,13 +220,13 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         self.checkpoint = checkpoint
         self.progress = progress
 
-    def fit(self, X: Floats, y: Floats) -> Self:
-        """Train on ``X (n, channels, ...)`` and ``y (n,)`` or ``(n, targets)``."""
+    def fit(self, X: Floats | CrystalGraphs, y: Floats) -> Self:
+        """Train on ``X (n, channels, ...)``, or n graphs, and ``y (n,)`` or ``(n, targets)``, NaN where unknown."""
         targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
-        self.mean_, self.scale_ = targets.mean(0), targets.std(0)
+        self.mean_, self.scale_ = np.nanmean(targets, 0), np.nanstd(targets, 0)
         torch.manual_seed(self.settings.seed)
         self.module_ = self.make_module()
-        inputs = torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
+        inputs = _as_inputs(X)
         precondition = getattr(self.module_, "precondition", None)
         if self.settings.precondition and precondition is not None:
             precondition(inputs)
@@ -218,6 +234,7 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.settings.seed))
         n_held = round(self.settings.held_out * len(order))
         held, train = order[:n_held], order[n_held:]
+        self.held_out_ = held.numpy()
         self.losses_ = fit(
             self.module_,
             inputs[train] if len(held) else inputs,
@@ -230,13 +247,12 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         ).train
         return self
 
-    def predict(self, X: Floats) -> NDArray[np.float64]:
+    def predict(self, X: Floats | CrystalGraphs) -> NDArray[np.float64]:
         """Predictions in the unit of the target: ``(n,)``, or ``(n, targets)`` for several."""
         where = next(self.module_.parameters()).device
+        inputs = _as_inputs(X)
         with torch.no_grad():
-            parts = [
-                self.module_(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)).to(where)).cpu().numpy()
-                for part in np.array_split(X, max(1, len(X) // 64))
-            ]
+            batches = torch.arange(len(inputs)).tensor_split(max(1, len(inputs) // 64))
+            parts = [self.module_(inputs[batch].to(where)).cpu().numpy() for batch in batches]
         scaled: Any = np.concatenate(parts).astype(np.float64) * self.scale_ + self.mean_
         return scaled[:, 0] if scaled.shape[1] == 1 else scaled

@@ -26,7 +26,7 @@ from ecdlib.datasets import ROOT, data_folder
 from ecdlib.parameters import NOTEBOOKS, describe
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CONDA_NAMES = {"pytorch-cpu": "torch"}
+CONDA_NAMES = {"pytorch-cpu": "torch", "xgboost": "xgboost-cpu"}
 
 
 def canonical(name: str) -> str:
@@ -57,7 +57,8 @@ def conda() -> dict[str, str]:
 def direct(*extras: str) -> list[Requirement]:
     groups = PYPROJECT["project"]["optional-dependencies"]
     lines = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in groups[extra]]
-    return [Requirement(line) for line in lines]
+    found = [Requirement(line) for line in lines]
+    return [r for r in found if r.marker is None or r.marker.evaluate({"sys_platform": "linux"})]
 
 
 def test_conda_pins_are_those_of_the_lock():
