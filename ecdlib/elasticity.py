@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -19,7 +20,14 @@ from pymatgen.core import Structure
 from scipy.optimize import minimize
 
 from ecdlib.artifacts import provenance
-from ecdlib.datasets import bundled_in, data_file, load_crystals, load_matbench_elasticity, load_structures
+from ecdlib.datasets import (
+    available_cores,
+    bundled_in,
+    data_file,
+    load_crystals,
+    load_matbench_elasticity,
+    load_structures,
+)
 from ecdlib.density import Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import scores
@@ -28,7 +36,7 @@ from ecdlib.graphs import CrystalGraphs, cached_graphs, crystal_graphs
 from ecdlib.models.cgcnn import CGCNN
 from ecdlib.models.six_features import SIX_FEATURE_MODELS, six_features
 from ecdlib.parameters import CgcnnParameters
-from ecdlib.training import TorchRegressor, TrainingSettings
+from ecdlib.training import TorchRegressor, TrainingSettings, pick_device
 
 #: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
 TARGETS: dict[str, dict[str, str]] = {
@@ -243,14 +251,7 @@ def run_elasticity(
         return finished
     problem = load_problem(p)
     learned = to_learned(problem.truth, problem.targets)
-    n, n_targets, n_folds = len(problem.names), len(problem.targets), len(problem.tested)
-    X: Any
-    if p.model == "cgcnn":
-        X = cached_graphs(problem.structures) if p.ties else crystal_graphs(problem.structures, ties=False)
-        members = p.members
-    else:
-        X = six_features(problem.structures, problem.spacegroups)
-        members = 1
+    members = p.members if p.model == "cgcnn" else 1
     partial = out.with_suffix(".partial.npz")
     label = p.model_dump_json()
     done: dict[str, Any] = {"label": label, "made_by": json.dumps(provenance(name, p.model_dump(), 0))}
@@ -258,33 +259,15 @@ def run_elasticity(
         done = read_partial(partial)
         if str(done["label"]) != label:
             raise EcdError(partial, "holds an interrupted run of other parameters", "Remove it, or use them.")
-    role = np.zeros((n_folds, n), np.int8)
-    for k, tested in enumerate(problem.tested):
-        train = np.flatnonzero(~tested)
-        role[k, train[held_out(len(train), p.held_out, p.seed)]] = VALIDATION
-        role[k, tested] = TEST
-        for member in range(members):
-            key = f"{k}-{member}"
-            if key in done:
-                continue
-            begun = time.perf_counter()
-            if p.model == "cgcnn":
-                checkpoint = out.with_suffix(f".{key}.checkpoint")
-                network = make_network(p, n_targets, p.seed + member, checkpoint)
-                network.fit(X[torch.from_numpy(train)], learned[train])
-                predicted = network.predict(X).reshape(n, n_targets)
-            else:
-                fit = role[k] == TRAIN
-                predicted = np.full((n, n_targets), np.nan)
-                for t in range(n_targets):
-                    known = fit & np.isfinite(learned[:, t])
-                    model = SIX_FEATURE_MODELS[p.model](p.seed).fit(X[known], learned[known, t])
-                    predicted[:, t] = model.predict(X)
-            done[key], done[f"seconds-{key}"] = predicted.astype(np.float32), time.perf_counter() - begun
-            save_partial(partial, done)
-            if progress:
-                error = np.nanmean(np.abs(predicted - learned)[tested], axis=0)
-                print(f"fold {k}, member {member}: {error.round(4)}, {done[f'seconds-{key}']:.0f} s", flush=True)
+    fits = [(k, member) for member in range(members) for k in range(len(problem.tested))]
+    todo = [fit for fit in fits if "{}-{}".format(*fit) not in done]
+    for k, member, predicted, seconds in _in_parallel(p, [(_fit_and_predict, p, k, m, out) for k, m in todo]):
+        done[f"{k}-{member}"], done[f"seconds-{k}-{member}"] = predicted, seconds
+        save_partial(partial, done)
+        if progress:
+            error = np.nanmean(np.abs(predicted - learned)[problem.tested[k]], axis=0)
+            print(f"fold {k}, member {member}: {error.round(4)}, {seconds:.0f} s", flush=True)
+    role = np.stack([_roles(p, tested) for tested in problem.tested])
     made_by = json.loads(str(done["made_by"]))
     made_by["seconds"] = round(sum(float(v) for key, v in done.items() if key.startswith("seconds-")), 1)
     crossed, spread = np.full(learned.shape, np.nan), np.full(learned.shape, np.nan)
@@ -292,7 +275,7 @@ def run_elasticity(
         each = np.stack([done[f"{k}-{member}"] for member in range(members)])[:, tested]
         crossed[tested] = each.mean(0)
         spread[tested] = each.std(0, ddof=1) if members > 1 else np.nan
-    fitted = np.stack([from_learned(done[f"{k}-0"].astype(float), problem.targets) for k in range(n_folds)])
+    fitted = np.stack([from_learned(done[f"{k}-0"].astype(float), problem.targets) for k in range(len(role))])
     meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by}
     with atomic_write(out) as temporary:
         np.savez_compressed(
@@ -307,6 +290,49 @@ def run_elasticity(
         )
     partial.unlink()
     return load_elasticity(out)
+
+
+def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """Who trains the first member, who chooses its epoch, who tests."""
+    role = np.where(tested, TEST, TRAIN).astype(np.int8)
+    train = np.flatnonzero(~tested)
+    role[train[held_out(len(train), p.held_out, p.seed)]] = VALIDATION
+    return role
+
+
+def _in_parallel(p: CgcnnParameters, calls: list[Any]) -> Iterator[Any]:
+    """Results of calls as they come: on a CPU one process a core, each with one thread."""
+    if len(calls) == 1 or pick_device(p.device).type != "cpu":
+        yield from (function(*arguments) for function, *arguments in calls)
+        return
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        pool = joblib.Parallel(available_cores(), return_as="generator_unordered", pre_dispatch="all")
+        yield from pool(joblib.delayed(function)(*arguments) for function, *arguments in calls)
+
+
+def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
+    """What the model takes: graphs, or six numbers a crystal."""
+    if p.model != "cgcnn":
+        return six_features(problem.structures, problem.spacegroups)
+    return cached_graphs(problem.structures) if p.ties else crystal_graphs(problem.structures, ties=False)
+
+
+def _fit_and_predict(p: CgcnnParameters, k: int, member: int, out: Path) -> tuple[int, int, NDArray[np.float32], float]:
+    """One fit: fold, member, predictions ``(n, targets)`` of all crystals as they are learned, seconds."""
+    problem = load_problem(p)
+    X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
+    begun = time.perf_counter()
+    if p.model == "cgcnn":
+        train = np.flatnonzero(~problem.tested[k])
+        network = make_network(p, learned.shape[1], p.seed + member, out.with_suffix(f".{k}-{member}.checkpoint"))
+        network.fit(X[torch.from_numpy(train)], learned[train])
+        predicted = network.predict(X).reshape(learned.shape)
+    else:
+        fitted, predicted = _roles(p, problem.tested[k]) == TRAIN, np.empty(learned.shape)
+        for t in range(learned.shape[1]):
+            known = fitted & np.isfinite(learned[:, t])
+            predicted[:, t] = SIX_FEATURE_MODELS[p.model](p.seed).fit(X[known], learned[known, t]).predict(X)
+    return k, member, predicted.astype(np.float32), time.perf_counter() - begun
 
 
 def load_elasticity(path: str | os.PathLike[str]) -> ElasticityResult:
@@ -372,23 +398,27 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
     begun = time.perf_counter()
     made_by = provenance(name, p.model_dump(), 0)
     problem = load_problem(p)
-    graphs = cached_graphs(problem.structures)
-    learned = to_learned(problem.truth, problem.targets)
     arrays: dict[str, Any] = {}
-    for member in range(p.members):
-        network = make_network(p, len(problem.targets), p.seed + member, out.with_suffix(f".{member}.checkpoint"))
-        network.fit(graphs, learned)
-        arrays |= {f"{member}/{k}": v.cpu().numpy() for k, v in network.module_.state_dict().items()}
-        arrays[f"{member}/scale"] = np.stack([network.mean_, network.scale_])
+    for part in _in_parallel(p, [(_fit_member, p, member, out) for member in range(p.members)]):
+        arrays |= part
     error = to_learned(evaluated.crossed, problem.targets) - to_learned(evaluated.truth, problem.targets)
     arrays["calibration"] = np.stack(
         [calibrate(error[:, t], evaluated.spread[:, t]) for t in range(len(problem.targets))]
     )
     made_by["seconds"] = round(time.perf_counter() - begun, 1)
-    elements = sorted({int(z) for z in graphs.numbers.unique()})
+    elements = sorted({int(z) for structure in problem.structures for z in structure.atomic_numbers})
     meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by, "elements": elements}
     with atomic_write(out) as temporary:
         np.savez_compressed(temporary, **arrays, meta=np.array(json.dumps(meta)))
+
+
+def _fit_member(p: CgcnnParameters, member: int, out: Path) -> dict[str, Any]:
+    """Weights and scale of one member, trained on all crystals."""
+    problem = load_problem(p)
+    network = make_network(p, len(problem.targets), p.seed + member, out.with_suffix(f".{member}.checkpoint"))
+    network.fit(_inputs(p, problem), to_learned(problem.truth, problem.targets))
+    weights = {f"{member}/{k}": v.cpu().numpy() for k, v in network.module_.state_dict().items()}
+    return weights | {f"{member}/scale": np.stack([network.mean_, network.scale_])}
 
 
 @dataclass(frozen=True)
