@@ -36,8 +36,9 @@ test: env ## run the tests
 lint: env ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: env ## featurization speed against what else one would use, one core
+bench: env ## speed of featurization and of the graph network against what else one would use, one core
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/bench_features.py
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -W ignore tests/bench_graphs.py
 
 MAC := platform_machine != 'x86_64' or sys_platform != 'darwin'
 lock: ## make requirements.lock anew from pyproject.toml (needs uv on the PATH)

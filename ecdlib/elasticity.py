@@ -199,7 +199,7 @@ class ElasticityResult:
     fitted: Floats  #: ``(folds, n, targets)`` by the first member, also of crystals that it was trained on
     crossed: Floats  #: ``(n, targets)`` mean of the members that have not seen the crystal (of logarithms)
     spread: Floats  #: ``(n, targets)`` standard deviation of these members, of what is learned (logarithms)
-    meta: dict[str, Any]  #: parameters, targets, seconds, provenance
+    meta: dict[str, Any]  #: parameters, targets, provenance; errors on test crystals by "fold-member"
 
     @property
     def targets(self) -> list[str]:
@@ -270,13 +270,16 @@ def run_elasticity(
     role = np.stack([_roles(p, tested) for tested in problem.tested])
     made_by = json.loads(str(done["made_by"]))
     made_by["seconds"] = round(sum(float(v) for key, v in done.items() if key.startswith("seconds-")), 1)
+    each_error = {
+        f"{k}-{m}": np.nanmean(np.abs(done[f"{k}-{m}"] - learned)[problem.tested[k]], axis=0).tolist() for k, m in fits
+    }
     crossed, spread = np.full(learned.shape, np.nan), np.full(learned.shape, np.nan)
     for k, tested in enumerate(problem.tested):
         each = np.stack([done[f"{k}-{member}"] for member in range(members)])[:, tested]
         crossed[tested] = each.mean(0)
         spread[tested] = each.std(0, ddof=1) if members > 1 else np.nan
     fitted = np.stack([from_learned(done[f"{k}-0"].astype(float), problem.targets) for k in range(len(role))])
-    meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by}
+    meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by, "errors": each_error}
     with atomic_write(out) as temporary:
         np.savez_compressed(
             temporary,

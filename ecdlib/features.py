@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.io import read_density
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
+from ecdlib.scheduling import map_chunks
 from ecdlib.store import DensityStore, sha256
 
 #: Columns of the report that hold :func:`ecdlib.correlations.density_quantiles`.
@@ -119,47 +120,6 @@ def _work(sources: list[str], settings: FeatureSettings) -> list[tuple[str, Floa
     return results
 
 
-def _schedule(
-    chunks: list[list[str]], settings: FeatureSettings, scheduler: str | None, workers: int
-) -> Iterator[list[tuple[str, Floats | None, dict[str, Any]]]]:
-    """Results of the chunks as they complete; at most three per worker are under way."""
-    import dask
-    from distributed import Client, LocalCluster, as_completed
-
-    if workers == 1 and scheduler is None:
-        yield from (_work(chunk, settings) for chunk in chunks)
-        return
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    dask.config.set(
-        {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.nanny.pre-spawn-environ": threads}
-    )
-    cluster = None
-    if scheduler is None:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
-    try:
-        client = Client(cluster if cluster is not None else scheduler, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise EcdError(
-            scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`, or leave the option out."
-        ) from error
-    try:
-        waiting = iter(chunks)
-        window = max(3 * len(client.scheduler_info(n_workers=-1)["workers"]), 3)
-        running = as_completed(
-            [client.submit(_work, c, settings, pure=False) for _, c in zip(range(window), waiting, strict=False)]
-        )
-        for future in running:
-            yield future.result()
-            future.release()
-            for chunk in waiting:
-                running.add(client.submit(_work, chunk, settings, pure=False))
-                break
-    finally:
-        client.close()
-        if cluster is not None:
-            cluster.close()
-
-
 def _check_space(out: Path, settings: FeatureSettings) -> None:
     """Refuse to go on where the disk is nearly full: HDF5 would crash and leave a damaged file."""
     if shutil.disk_usage(out.parent).free < 16 * settings.size**3 + 2**20:
@@ -237,7 +197,7 @@ def featurize_collection(
             total=len(todo), initial=len(todo) - len(rest), unit="density", desc="Featurizing", disable=not progress
         )
         with h5py.File(partial, "a") as h, bar:
-            for results in _schedule(chunks, settings, scheduler, workers):
+            for results in map_chunks(_work, chunks, settings, scheduler=scheduler, workers=workers):
                 for source, features, row in results:
                     if features is None:
                         failed.append(row)

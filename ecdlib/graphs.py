@@ -17,12 +17,14 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch import Tensor
 
 from ecdlib.datasets import ROOT
+from ecdlib.density import symmetry_dataset
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.store import sha256
 
 RADIUS = 8.0  #: Å, within which neighbours are looked for
 NEIGHBOURS = 12  #: nearest neighbours of an atom that become edges
 TIE = 0.01  #: Å: neighbours no farther than this beyond the last one belong to its shell and are kept, too
+SYMPREC = 0.01  #: Å, within which atoms count as equivalent by symmetry
 
 
 def neighbours(
@@ -73,6 +75,7 @@ class CrystalGraphs:
     """Graphs of n crystals, one behind the other; nothing is padded. Indexing with crystals' numbers gives a batch."""
 
     numbers: Tensor  #: ``(atoms,)`` atomic numbers
+    weight: Tensor  #: ``(atoms,)`` share of the crystal's atoms that are equivalent to this one; one in sum
     atom_offset: Tensor  #: ``(n + 1,)``: crystal i has the atoms from offset i to offset i + 1
     edge_offset: Tensor  #: ``(n + 1,)``: the same for edges
     atom: Tensor  #: ``(edges,)`` number of the atom within its crystal, ascending
@@ -86,11 +89,11 @@ class CrystalGraphs:
         atoms, atom_offset = _gather(self.atom_offset, crystals)
         edges, edge_offset = _gather(self.edge_offset, crystals)
         chosen = (part[edges] for part in (self.atom, self.other, self.distance))
-        return CrystalGraphs(self.numbers[atoms], atom_offset, edge_offset, *chosen)
+        return CrystalGraphs(self.numbers[atoms], self.weight[atoms], atom_offset, edge_offset, *chosen)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All arrays, in the order of the fields."""
-        return self.numbers, self.atom_offset, self.edge_offset, self.atom, self.other, self.distance
+        return self.numbers, self.weight, self.atom_offset, self.edge_offset, self.atom, self.other, self.distance
 
     def to(self, device: torch.device) -> CrystalGraphs:
         """The same graphs on a device."""
@@ -118,23 +121,41 @@ def _gather(offset: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     return indices + torch.repeat_interleave(offset[chosen] - new[:-1], sizes), new
 
 
-def crystal_graphs(structures: Iterable[Structure], ties: bool = True) -> CrystalGraphs:
+def crystal_graphs(structures: Iterable[Structure], ties: bool = True, distinct: bool = True) -> CrystalGraphs:
     """Graphs of crystals, in their order.
+
+    Atoms that are equivalent by symmetry have equivalent neighbours and stay alike through all convolutions, so one
+    of each kind is enough: a third of all atoms. The mean over atoms becomes one with weights, and the result is that
+    of the whole graph.
+
+    Args:
+        ties: keep the last shell of neighbours whole; a graph with cut shells has no symmetry and keeps all atoms.
+        distinct: False keeps all atoms.
 
     Raises:
         EcdError: see :func:`neighbours`; also a disordered crystal.
     """
-    numbers, atoms, parts = [], [], []
+    numbers, weights, atoms, parts = [], [], [], []
     for structure in structures:
         if not structure.is_ordered:
             raise EcdError(structure.formula, "is disordered (partial occupancies)", "Give ordered crystals.")
-        numbers.append(np.array(structure.atomic_numbers))
-        atoms.append(len(structure))
-        parts.append(neighbours(structure, ties))
+        atom, other, distance = neighbours(structure, ties)
+        species = np.array(structure.atomic_numbers)
+        found = None
+        if ties and distinct:
+            found = symmetry_dataset((structure.lattice.matrix, structure.frac_coords, species), SYMPREC)
+        equivalent = np.arange(len(structure)) if found is None else found.equivalent_atoms
+        first, kind, count = np.unique(equivalent, return_inverse=True, return_counts=True)
+        kept = np.isin(atom, first)
+        numbers.append(species[first])
+        weights.append(count / len(structure))
+        atoms.append(len(first))
+        parts.append((kind[atom[kept]], kind[other[kept]], distance[kept]))
     edges = [len(part[0]) for part in parts]
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)] * 3
     return CrystalGraphs(
         torch.from_numpy(np.concatenate(numbers) if numbers else np.zeros(0)).long(),
+        torch.from_numpy(np.concatenate(weights) if weights else np.zeros(0)).float(),
         torch.from_numpy(np.concatenate([[0], np.cumsum(atoms)]).astype(np.int64)),
         torch.from_numpy(np.concatenate([[0], np.cumsum(edges)]).astype(np.int64)),
         torch.from_numpy(columns[0]).long(),
@@ -145,7 +166,7 @@ def crystal_graphs(structures: Iterable[Structure], ties: bool = True) -> Crysta
 
 def cached_graphs(structures: Sequence[Structure]) -> CrystalGraphs:
     """Graphs of crystals, made once for each content (``_build/cache``), then read."""
-    digest = hashlib.sha256(json.dumps([sha256(Path(__file__)), RADIUS, NEIGHBOURS, TIE]).encode())
+    digest = hashlib.sha256(json.dumps(sha256(Path(__file__))).encode())
     for structure in structures:
         for part in (structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers)):
             digest.update(part.tobytes())

@@ -284,6 +284,15 @@ class TenLinesParameters(Parameters):
     file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
 
 
+class ElasticQuantitiesParameters(Parameters):
+    """Two moduli, seven quantities: sound, Poisson, Pugh, Debye, and the errors in print."""
+
+    crystal: Crystal = Field("TiN_225", description="crystal that is taken through the formulas and marked on the map")
+    log10_std: float = Field(
+        0.1, gt=0, le=0.3, description="standard deviation of log10 K and log10 G whose reach is shown"
+    )
+
+
 class CgcnnParameters(Parameters):
     """Crystal graph network: official folds, ensemble, uncertainty."""
 
@@ -348,6 +357,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "robustness": RobustnessParameters,
     "cost": CostParameters,
     "ten_lines": TenLinesParameters,
+    "elastic_quantities": ElasticQuantitiesParameters,
 }
 
 

@@ -132,8 +132,9 @@ class CGCNN(nn.Module):
         atoms = self.embedding(self.vectors[graphs.numbers])
         for convolution in self.convolutions:
             atoms = convolution(atoms, edges, atom, other)
-        total = atoms.new_zeros(len(graphs), atoms.shape[1]).index_add_(0, graphs.crystal_of_atoms(), atoms)
-        crystals = F.softplus(total / graphs.atom_offset.diff()[:, None])
+        shares = graphs.weight[:, None] * atoms
+        mean = atoms.new_zeros(len(graphs), atoms.shape[1]).index_add_(0, graphs.crystal_of_atoms(), shares)
+        crystals = F.softplus(mean)
         for layer in self.hidden:
             crystals = F.softplus(layer(crystals))
         out: Tensor = self.out(crystals)
