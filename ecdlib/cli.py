@@ -367,6 +367,42 @@ def train_cgcnn(
         print(f"written: {final}")
 
 
+@app.command("screen")
+def screen_command(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="folder or file of CIF or POSCAR, CSV of structures, materials-project, gnome:FOLDER, labelled, "
+            "hypothetical[:N[:SEED]]"
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="table to write (.parquet)")],
+    model: Annotated[str, typer.Option(help="cgcnn, or a file of `ecd train-cgcnn --final`")] = "cgcnn",
+    paper_filter: Annotated[
+        bool, typer.Option("--paper-filter", help="only compounds with a gap of 0.1-3 eV, nothing radioactive")
+    ] = False,
+    api_key: Annotated[str | None, typer.Option(help="Materials Project key; or set MP_API_KEY")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="local processes; by default one a core")] = None,
+) -> None:
+    """Elastic moduli, sound velocities and Debye temperatures of many crystals; goes on where it was interrupted."""
+    from ecdlib.screening import screen
+
+    if out.suffix != ".parquet":
+        raise EcdError(out, "is no name for a table", "Let it end in .parquet.")
+    done = screen(
+        sources, out, model=model, paper_filter=paper_filter, api_key=api_key, scheduler=scheduler, workers=workers
+    )
+    print(f"{done.predicted} crystals predicted: {out}")
+    for message in done.failed[:20]:
+        print(f"skipped: {message}", file=sys.stderr)
+    if done.failed:
+        print(f"{len(done.failed)} crystals could not be used", file=sys.stderr)
+        raise typer.Exit(2)
+
+
 @app.command()
 def data() -> None:
     """List the bundled densities."""

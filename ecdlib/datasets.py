@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,11 @@ def library_versions() -> dict[str, str]:
     """Versions of what computes the book's numbers."""
     names = ["numpy", "scipy", "finufft", "SimpleITK", "spglib", "pymatgen", "matminer", "scikit-learn", "scikit-image"]
     names += ["torch", "lightgbm", "optuna", "shap", "matplotlib", "plotly"]
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    found = {"python": platform.python_version()} | {name: version(name) for name in names}
+    try:
+        return found | {"xgboost": version("xgboost-cpu")}  # its name on Linux
+    except PackageNotFoundError:
+        return found | {"xgboost": version("xgboost")}
 
 
 def load_densities(which: Literal["cubic", "general", "pairs"] = "cubic") -> DensityStore:
@@ -150,10 +154,19 @@ def load_cubic_targets() -> pd.DataFrame:
 
 
 def load_structures() -> dict[str, Structure]:
-    """Crystal structures: 6,059 by the names of :func:`load_crystals`, 1,943 binary ones by material id."""
+    """Crystal structures: 6,059 by the names of :func:`load_crystals`, 1,943 binary ones by material id.
+
+    They are read once and shared: copy one before you change it.
+    """
+    files = [data_file(name) for name in ("mp_structures.json.xz", "mp_binary_structures.json.xz")]
+    return dict(_structures(*((path, path.stat().st_mtime_ns) for path in files)))
+
+
+@lru_cache(maxsize=1)
+def _structures(*files: tuple[Path, int]) -> dict[str, Structure]:
     raw: dict[str, Any] = {}
-    for file in ("mp_structures.json.xz", "mp_binary_structures.json.xz"):
-        with lzma.open(data_file(file), "rt") as f:
+    for path, _ in files:
+        with lzma.open(path, "rt") as f:
             raw |= json.load(f)
     return {name: Structure(e["lattice"], e["species"], e["frac_coords"]) for name, e in raw.items()}
 

@@ -114,20 +114,10 @@ def fetch_materials_project(
     ids = _check_ids(material_ids, r"(mp|mvc)-[0-9a-z]+", "mp-149")
     store = _Store(Path(folder), progress)
     if absent := [one for one in ids if not store.verify(_file_name(one))]:
-        api_key = api_key or os.environ.get("MP_API_KEY")
-        if not api_key:
-            raise EcdError(
-                MATERIALS_PROJECT,
-                "an API key is needed",
-                "Get one (free) at https://next-gen.materialsproject.org/api and give it or set MP_API_KEY.",
-            )
-        try:
-            from mp_api.client import MPRester
-        except ImportError as error:
-            raise EcdError(MATERIALS_PROJECT, "mp-api is not installed", EXTRA) from error
+        rester = materials_project(api_key, endpoint)
         with ExitStack() as stack:
-            with _explained():
-                rester = stack.enter_context(MPRester(api_key, endpoint=endpoint, mute_progress_bars=True))
+            with explained():
+                stack.enter_context(rester)
             _fetch_each(absent, lambda one: _fetch_mp_one(store, one, rester, chgcars_url), MATERIALS_PROJECT)
     return [store.folder / _file_name(one) for one in ids]
 
@@ -344,8 +334,29 @@ def _copy_gzipped(source: IO[bytes], out: IO[bytes]) -> None:
 # Materials Project
 
 
+def materials_project(api_key: str | None = None, endpoint: str | None = None, **options: Any) -> Any:
+    """A client of the Materials Project, to be entered with ``with``; its answers are asked for in :func:`explained`.
+
+    Raises:
+        EcdError: mp-api is not installed, no API key, or one that is malformed.
+    """
+    api_key = api_key or os.environ.get("MP_API_KEY")
+    if not api_key:
+        raise EcdError(
+            MATERIALS_PROJECT,
+            "an API key is needed",
+            "Get one (free) at https://next-gen.materialsproject.org/api and give it or set MP_API_KEY.",
+        )
+    try:
+        from mp_api.client import MPRester
+    except ImportError as error:
+        raise EcdError(MATERIALS_PROJECT, "mp-api is not installed", EXTRA) from error
+    with explained():
+        return MPRester(api_key, endpoint=endpoint, mute_progress_bars=True, **options)
+
+
 def _fetch_mp_one(store: _Store, material_id: str, rester: Any, chgcars_url: str) -> None:
-    with _explained():
+    with explained():
         task_id = _latest_static_task(rester, material_id)
     name, url = _file_name(material_id), f"{chgcars_url.rstrip('/')}/{task_id}.json.gz"
     with store.download(MATERIALS_PROJECT, url, name) as (path, digest):
@@ -356,7 +367,7 @@ def _fetch_mp_one(store: _Store, material_id: str, rester: Any, chgcars_url: str
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what mp-api raises into one line."""
     from mp_api.client.core.exceptions import MPRestError
     from requests.exceptions import RequestException

@@ -32,6 +32,7 @@ from ecdlib.density import Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import scores
 from ecdlib.experiments import read_partial, save_partial
+from ecdlib.fusion import PROPERTIES
 from ecdlib.graphs import CrystalGraphs, cached_graphs, crystal_graphs
 from ecdlib.models.cgcnn import CGCNN
 from ecdlib.models.six_features import SIX_FEATURE_MODELS, six_features
@@ -41,17 +42,13 @@ from ecdlib.training import TorchRegressor, TrainingSettings, pick_device
 #: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
 TARGETS: dict[str, dict[str, str]] = {
     "matbench": {"bulk_modulus": "GPa", "shear_modulus": "GPa"},
-    "fusion": {
-        "bulk_modulus": "GPa",
-        "youngs_modulus": "GPa",
-        "shear_modulus": "GPa",
-        "cohesive_energy": "eV/atom",
-        "debye_temperature": "K",
-        "formation_energy": "eV/atom",
-    },
+    "fusion": PROPERTIES,
 }
 LOGARITHMIC = {"bulk_modulus", "shear_modulus", "youngs_modulus", "debye_temperature"}
 TRAIN, VALIDATION, TEST = 0, 1, 2
+#: Crystal systems from low to high symmetry, and the last space group of each.
+SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+LAST_GROUPS = (2, 15, 74, 142, 167, 194, 230)
 
 
 def crystal_system(spacegroup: int) -> str:
@@ -60,8 +57,7 @@ def crystal_system(spacegroup: int) -> str:
     >>> [crystal_system(n) for n in (2, 15, 74, 142, 167, 194, 230)]
     ['triclinic', 'monoclinic', 'orthorhombic', 'tetragonal', 'trigonal', 'hexagonal', 'cubic']
     """
-    systems = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
-    return systems[int(np.searchsorted((2, 15, 74, 142, 167, 194, 230), spacegroup))]
+    return SYSTEMS[int(np.searchsorted(LAST_GROUPS, spacegroup))]
 
 
 def matbench_crystals(official: bool = False) -> pd.DataFrame:
@@ -261,7 +257,9 @@ def run_elasticity(
             raise EcdError(partial, "holds an interrupted run of other parameters", "Remove it, or use them.")
     fits = [(k, member) for member in range(members) for k in range(len(problem.tested))]
     todo = [fit for fit in fits if "{}-{}".format(*fit) not in done]
-    for k, member, predicted, seconds in _in_parallel(p, [(_fit_and_predict, p, k, m, out) for k, m in todo]):
+    X = _inputs(p, problem)
+    calls = [(_fit_and_predict, p, X, learned, problem.tested[k], k, m, out) for k, m in todo]
+    for k, member, predicted, seconds in _in_parallel(p, calls):
         done[f"{k}-{member}"], done[f"seconds-{k}-{member}"] = predicted, seconds
         save_partial(partial, done)
         if progress:
@@ -320,18 +318,18 @@ def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
     return cached_graphs(problem.structures) if p.ties else crystal_graphs(problem.structures, ties=False)
 
 
-def _fit_and_predict(p: CgcnnParameters, k: int, member: int, out: Path) -> tuple[int, int, NDArray[np.float32], float]:
+def _fit_and_predict(
+    p: CgcnnParameters, X: Any, learned: Floats, tested: NDArray[np.bool_], k: int, member: int, out: Path
+) -> tuple[int, int, NDArray[np.float32], float]:
     """One fit: fold, member, predictions ``(n, targets)`` of all crystals as they are learned, seconds."""
-    problem = load_problem(p)
-    X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
     begun = time.perf_counter()
     if p.model == "cgcnn":
-        train = np.flatnonzero(~problem.tested[k])
+        train = np.flatnonzero(~tested)
         network = make_network(p, learned.shape[1], p.seed + member, out.with_suffix(f".{k}-{member}.checkpoint"))
         network.fit(X[torch.from_numpy(train)], learned[train])
         predicted = network.predict(X).reshape(learned.shape)
     else:
-        fitted, predicted = _roles(p, problem.tested[k]) == TRAIN, np.empty(learned.shape)
+        fitted, predicted = _roles(p, tested) == TRAIN, np.empty(learned.shape)
         for t in range(learned.shape[1]):
             known = fitted & np.isfinite(learned[:, t])
             predicted[:, t] = SIX_FEATURE_MODELS[p.model](p.seed).fit(X[known], learned[known, t]).predict(X)
@@ -402,7 +400,8 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
     made_by = provenance(name, p.model_dump(), 0)
     problem = load_problem(p)
     arrays: dict[str, Any] = {}
-    for part in _in_parallel(p, [(_fit_member, p, member, out) for member in range(p.members)]):
+    X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
+    for part in _in_parallel(p, [(_fit_member, p, X, learned, member, out) for member in range(p.members)]):
         arrays |= part
     error = to_learned(evaluated.crossed, problem.targets) - to_learned(evaluated.truth, problem.targets)
     arrays["calibration"] = np.stack(
@@ -415,11 +414,10 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
         np.savez_compressed(temporary, **arrays, meta=np.array(json.dumps(meta)))
 
 
-def _fit_member(p: CgcnnParameters, member: int, out: Path) -> dict[str, Any]:
+def _fit_member(p: CgcnnParameters, X: CrystalGraphs, learned: Floats, member: int, out: Path) -> dict[str, Any]:
     """Weights and scale of one member, trained on all crystals."""
-    problem = load_problem(p)
-    network = make_network(p, len(problem.targets), p.seed + member, out.with_suffix(f".{member}.checkpoint"))
-    network.fit(_inputs(p, problem), to_learned(problem.truth, problem.targets))
+    network = make_network(p, learned.shape[1], p.seed + member, out.with_suffix(f".{member}.checkpoint"))
+    network.fit(X, learned)
     weights = {f"{member}/{k}": v.cpu().numpy() for k, v in network.module_.state_dict().items()}
     return weights | {f"{member}/scale": np.stack([network.mean_, network.scale_])}
 

@@ -121,8 +121,13 @@ def _gather(offset: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     return indices + torch.repeat_interleave(offset[chosen] - new[:-1], sizes), new
 
 
-def crystal_graphs(structures: Iterable[Structure], ties: bool = True, distinct: bool = True) -> CrystalGraphs:
-    """Graphs of crystals, in their order.
+def symmetry(structure: Structure) -> Any:
+    """spglib's symmetry dataset of a crystal, None if there is none."""
+    return symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), SYMPREC)
+
+
+def crystal_graph(structure: Structure, ties: bool = True, distinct: bool = True, found: Any = None) -> CrystalGraphs:
+    """Graph of one crystal.
 
     Atoms that are equivalent by symmetry have equivalent neighbours and stay alike through all convolutions, so one
     of each kind is enough: a third of all atoms. The mean over atoms becomes one with weights, and the result is that
@@ -131,37 +136,42 @@ def crystal_graphs(structures: Iterable[Structure], ties: bool = True, distinct:
     Args:
         ties: keep the last shell of neighbours whole; a graph with cut shells has no symmetry and keeps all atoms.
         distinct: False keeps all atoms.
+        found: its :func:`symmetry`, if that is known already; finding it takes longer than all the rest.
 
     Raises:
         EcdError: see :func:`neighbours`; also a disordered crystal.
     """
-    numbers, weights, atoms, parts = [], [], [], []
-    for structure in structures:
-        if not structure.is_ordered:
-            raise EcdError(structure.formula, "is disordered (partial occupancies)", "Give ordered crystals.")
-        atom, other, distance = neighbours(structure, ties)
-        species = np.array(structure.atomic_numbers)
-        found = None
-        if ties and distinct:
-            found = symmetry_dataset((structure.lattice.matrix, structure.frac_coords, species), SYMPREC)
-        equivalent = np.arange(len(structure)) if found is None else found.equivalent_atoms
-        first, kind, count = np.unique(equivalent, return_inverse=True, return_counts=True)
-        kept = np.isin(atom, first)
-        numbers.append(species[first])
-        weights.append(count / len(structure))
-        atoms.append(len(first))
-        parts.append((kind[atom[kept]], kind[other[kept]], distance[kept]))
-    edges = [len(part[0]) for part in parts]
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)] * 3
+    if not structure.is_ordered:
+        raise EcdError(structure.formula, "is disordered (partial occupancies)", "Give ordered crystals.")
+    atom, other, distance = neighbours(structure, ties)
+    species = np.array(structure.atomic_numbers)
+    found = (found or symmetry(structure)) if ties and distinct else None
+    equivalent = np.arange(len(structure)) if found is None else found.equivalent_atoms
+    first, kind, count = np.unique(equivalent, return_inverse=True, return_counts=True)
+    kept = np.isin(atom, first)
     return CrystalGraphs(
-        torch.from_numpy(np.concatenate(numbers) if numbers else np.zeros(0)).long(),
-        torch.from_numpy(np.concatenate(weights) if weights else np.zeros(0)).float(),
-        torch.from_numpy(np.concatenate([[0], np.cumsum(atoms)]).astype(np.int64)),
-        torch.from_numpy(np.concatenate([[0], np.cumsum(edges)]).astype(np.int64)),
-        torch.from_numpy(columns[0]).long(),
-        torch.from_numpy(columns[1]).long(),
-        torch.from_numpy(columns[2]).float(),
+        torch.from_numpy(species[first]).long(),
+        torch.from_numpy(count / len(structure)).float(),
+        torch.tensor([0, len(first)]),
+        torch.tensor([0, int(kept.sum())]),
+        torch.from_numpy(kind[atom[kept]]).long(),
+        torch.from_numpy(kind[other[kept]]).long(),
+        torch.from_numpy(distance[kept]).float(),
     )
+
+
+def crystal_graphs(structures: Iterable[Structure], ties: bool = True, distinct: bool = True) -> CrystalGraphs:
+    """Graphs of crystals, in their order (see :func:`crystal_graph`)."""
+    return join([crystal_graph(structure, ties, distinct) for structure in structures])
+
+
+def join(graphs: Sequence[CrystalGraphs]) -> CrystalGraphs:
+    """One object of all graphs, in their order."""
+    zero = torch.zeros(1, dtype=torch.long)
+    empty = CrystalGraphs(zero[:0], zero[:0].float(), zero, zero, zero[:0], zero[:0], zero[:0].float())
+    numbers, weight, atoms, edges, *rest = zip(*(g.tensors() for g in (empty, *graphs)), strict=True)
+    offsets = (torch.cat([zero, torch.cat([o.diff() for o in part]).cumsum(0)]) for part in (atoms, edges))
+    return CrystalGraphs(torch.cat(numbers), torch.cat(weight), *offsets, *(torch.cat(part) for part in rest))
 
 
 def cached_graphs(structures: Sequence[Structure]) -> CrystalGraphs:

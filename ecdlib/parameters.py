@@ -51,10 +51,19 @@ def _density(file: str) -> str:
     return file
 
 
+def _table(file: str) -> str:
+    if file == "shipped":
+        return file
+    if not Path(file).is_file():
+        raise ValueError("is no file; make one with `ecd screen`, or take 'shipped'")
+    return str(Path(file).resolve())  # notebooks run in another folder
+
+
 Size = Annotated[int, AfterValidator(_odd)]
 Channels = Annotated[Literal[8, 16, 32], BeforeValidator(int)]  # the command line gives text
 Degree = Annotated[Literal[2, 4], BeforeValidator(int)]
 Subset = Annotated[int, AfterValidator(_subset)]
+Table = Annotated[str, AfterValidator(_table)]
 Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
 
@@ -326,6 +335,23 @@ class CgcnnParameters(Parameters):
     sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
 
 
+class ScreeningParameters(Parameters):
+    """Screening: hypothetical crystals, what they are, G against K."""
+
+    full: ClassVar[dict[str, Any]] = {"sample": 80_000}
+    tiny: ClassVar[dict[str, Any]] = {"sample": 60}
+
+    sample: int = Field(1000, ge=50, le=80_000, description="hypothetical crystals that are predicted on the page")
+    table: Table = Field("shipped", description="table that is shown: a file of `ecd screen`, or the shipped one")
+
+
+class CandidatesParameters(Parameters):
+    """Stiffest, most ductile, slowest: what may one believe?"""
+
+    table: Table = Field("shipped", description="table that is sorted: a file of `ecd screen`, or the shipped one")
+    top: int = Field(12, ge=3, le=100, description="rows of each list; lists that are judged are ten times as long")
+
+
 class BaselineParameters(Parameters):
     """Principal components + Gaussian process: a first prediction."""
 
@@ -357,7 +383,10 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "robustness": RobustnessParameters,
     "cost": CostParameters,
     "ten_lines": TenLinesParameters,
+    "cgcnn": CgcnnParameters,
     "elastic_quantities": ElasticQuantitiesParameters,
+    "screening": ScreeningParameters,
+    "candidates": CandidatesParameters,
 }
 
 

@@ -134,8 +134,8 @@ def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> s
     nb = nbformat.read(notebook_path(notebook), as_version=4)
     digest = hashlib.sha256()
     parts = [cell.cell_type + cell.source + json.dumps(cell.metadata, sort_keys=True) for cell in nb.cells]
-    own = ROOT / getattr(values, "file", "")  # a user's file: its content counts, not its name
-    parts += [sha256(own)] if own.is_file() else []
+    own = (ROOT / getattr(values, name, "") for name in ("file", "table"))  # a user's: content counts, not the name
+    parts += [sha256(path) for path in own if path.is_file()]
     parts += [values.model_dump_json(), json.dumps([data_hashes(), library_versions()], sort_keys=True), str(kernel)]
     files = [*sorted((ROOT / "ecdlib").rglob("*.py")), ROOT / "requirements.lock", ROOT / "book" / "artifacts.csv"]
     for part in parts + [file.read_text(encoding="utf-8") for file in files]:

@@ -1,0 +1,181 @@
+"""Screening: the table, what it says of a crystal, interruptions, clusters, sources that cannot be used."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from distributed import LocalCluster
+from pymatgen.core import Structure
+from pymatgen.io.vasp import Poscar
+from typer.testing import CliRunner
+
+from ecdlib import elasticity, screening
+from ecdlib.cli import app
+from ecdlib.datasets import load_structures
+from ecdlib.elasticity import run_elasticity, train_ensemble
+from ecdlib.errors import EcdError
+from ecdlib.parameters import CgcnnParameters
+from ecdlib.screening import COLUMNS, KEPT, compact, load_screened, screen
+from ecdlib.sound import elastic_quantities
+
+STRUCTURES = load_structures()
+NAMES = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "BaTiO3_221", "MgO_225", "K3BiTe3_198", "PbS_225"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny trained ensemble."""
+    folder = tmp_path_factory.mktemp("model")
+    p = CgcnnParameters(epochs=1, sample=60, folds="all", members=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(elasticity, "available_cores", lambda: 1)  # no processes for so little
+        train_ensemble(p, run_elasticity(p, folder / "r.npz", progress=False), folder / "model.npz")
+    return str(folder / "model.npz")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder of crystals, one of them as a supercell, and a file that is none."""
+    folder = tmp_path / "crystals"
+    folder.mkdir()
+    for name in NAMES:
+        Poscar(STRUCTURES[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
+    large = STRUCTURES["MgO_225"].copy()
+    large.make_supercell([2, 1, 1])
+    Poscar(large).write_file(folder / "MgO-twice.vasp", significant_figures=12)
+    (folder / "broken.cif").write_text("data_x\n_cell_length_a 4")
+    return folder
+
+
+def run(*sources: str, out: Path, model: str, **more: object) -> tuple[pd.DataFrame, screening.Screened]:
+    done = screen([*sources], out, model=model, workers=1, progress=False, **more)  # type: ignore[arg-type]
+    return load_screened(out)[0], done
+
+
+def test_the_table_says_of_a_crystal_what_is_true_of_it(files: Path, tmp_path: Path, model: str) -> None:
+    table, done = run(str(files), out=tmp_path / "t.parquet", model=model)
+    assert list(table.columns) == list(COLUMNS)
+    assert done.predicted == len(table) == len(NAMES) + 1
+    assert len(done.failed) == 1
+    assert done.failed[0].startswith("broken.cif: ")
+    assert not list(tmp_path.glob("*.parts"))
+    rows = table.set_index("id")
+    salt = rows.loc["NaCl_225.vasp"]
+    assert (salt["formula"], salt["spacegroup"], salt["crystal_system"], salt["n_atoms"]) == ("NaCl", 225, "cubic", 2)
+    assert abs(salt["mass"] - 58.44) < 0.01
+    assert abs(salt["density"] - 1.66054 * salt["mass"] / salt["volume"]) < 1e-3
+    one, twice = rows.loc["MgO_225.vasp"], rows.loc["MgO-twice.vasp"]
+    numbers = [c for c in COLUMNS if c not in ("formula", "source", "prototype", "crystal_system", "unseen_elements")]
+    for column in numbers[2:]:
+        if column != "band_gap":
+            assert np.isclose(float(one[column]), float(twice[column]), rtol=1e-3), f"{column} depends on the cell"
+
+
+def test_what_follows_from_the_moduli_follows(files: Path, tmp_path: Path, model: str) -> None:
+    table, _ = run(str(files), out=tmp_path / "t.parquet", model=model)
+    K, G = table["bulk_modulus"], table["shear_modulus"]
+    logs = [table[f"{m}_std"] / table[m] / np.log(10) for m in ("bulk_modulus", "shear_modulus")]
+    expected = elastic_quantities(K, G, table["density"], table["n_atoms"], table["volume"], *logs)
+    for column in expected:
+        assert np.allclose(table[column], expected[column], rtol=1e-3), column
+
+
+def test_an_interrupted_screening_goes_on(files: Path, tmp_path: Path, model: str, monkeypatch) -> None:
+    whole, _ = run(str(files), out=tmp_path / "whole.parquet", model=model)
+    monkeypatch.setattr(screening, "CHUNK", 3)
+    work, calls = screening._work, []
+
+    def interrupted(chunk, name):
+        calls.append(chunk[0])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return work(chunk, name)
+
+    monkeypatch.setattr(screening, "_work", interrupted)
+    out = tmp_path / "t.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        run(str(files), out=out, model=model)
+    assert not out.exists()
+    with pytest.raises(EcdError, match="interrupted run of other sources"):
+        run(str(files), "labelled", out=out, model=model)
+    table, done = run(str(files), out=out, model=model)
+    assert calls == [0, 1, 1, 2]
+    assert len(done.failed) == 1
+    pd.testing.assert_frame_equal(table, whole, rtol=1e-4)
+
+
+def test_a_source_that_changed_meanwhile_is_noticed(files: Path, tmp_path: Path, model: str, monkeypatch) -> None:
+    monkeypatch.setattr(screening, "CHUNK", 3)
+    work = screening._work
+
+    def interrupted(chunk, name):
+        if chunk[0] == 1:
+            raise KeyboardInterrupt
+        return work(chunk, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(screening, "_work", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(files), out=tmp_path / "t.parquet", model=model)
+    (files / f"{sorted(NAMES)[0]}.vasp").rename(files / "zz.vasp")
+    with pytest.raises(EcdError, match="holds other crystals: a source has changed"):
+        run(str(files), out=tmp_path / "t.parquet", model=model)
+
+
+def test_a_cluster_gives_the_same(files: Path, tmp_path: Path, model: str, monkeypatch) -> None:
+    here, _ = run(str(files), out=tmp_path / "here.parquet", model=model)
+    monkeypatch.setattr(screening, "CHUNK", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+            there, _ = run(str(files), out=tmp_path / "there.parquet", model=model, scheduler=cluster.scheduler_address)
+    pd.testing.assert_frame_equal(there, here, rtol=1e-4)
+
+
+def test_the_paper_s_filter(files: Path, tmp_path: Path, model: str) -> None:
+    Poscar(Structure(STRUCTURES["MgO_225"].lattice, ["Po"], [[0, 0, 0]])).write_file(files / "Po.vasp")
+    everything, _ = run(str(files), out=tmp_path / "a.parquet", model=model)
+    filtered, _ = run(str(files), out=tmp_path / "b.parquet", model=model, paper_filter=True)
+    assert set(everything["id"]) - set(filtered["id"]) == {"Po.vasp"}
+    assert everything.set_index("id").loc["Po.vasp", "unseen_elements"] in ("", "Po")
+
+
+def test_hypothetical_crystals_are_called_that(tmp_path: Path, model: str) -> None:
+    table, done = run("hypothetical:40", out=tmp_path / "t.parquet", model=model)
+    assert done.predicted + len(done.failed) == 40
+    assert table["hypothetical"].all()
+    assert (table["prototype"] != "").all()
+    compact(tmp_path / "t.parquet", tmp_path / "small.parquet")
+    small, made_by = load_screened(tmp_path / "small.parquet")
+    assert list(small.columns) == list(KEPT)
+    assert np.allclose(small["bulk_modulus"], table["bulk_modulus"], rtol=1e-3)
+    assert made_by["parameters"]["sources"] == ["hypothetical:40"]
+
+
+def test_nothing_usable_leaves_nothing(tmp_path: Path, model: str) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(EcdError):
+        run(str(empty), out=tmp_path / "t.parquet", model=model)
+    with pytest.raises(EcdError, match="no such file, folder or source"):
+        run("nonsense", out=tmp_path / "t.parquet", model=model)
+    Poscar(Structure(np.eye(3) * 30, ["Xe", "Xe"], [[0, 0, 0], [0.5, 0.5, 0.5]])).write_file(empty / "far.vasp")
+    with pytest.raises(EcdError, match="no usable crystal"):
+        run(str(empty), out=tmp_path / "t.parquet", model=model)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_bad_names_and_files_on_the_command_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["screen", "labelled", "-o", str(tmp_path / "t.csv")])
+    assert isinstance(done.exception, EcdError)
+    assert "Let it end in .parquet" in str(done.exception)
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    with pytest.raises(EcdError, match="is no table of `ecd screen`"):
+        load_screened(tmp_path / "no.parquet")
+    done = CliRunner().invoke(app, ["screen", "x", "-o", str(tmp_path / "t.parquet"), "--model", "no.npz"])
+    assert isinstance(done.exception, EcdError)
+    assert [path.name for path in tmp_path.iterdir()] == ["no.parquet"]
