@@ -346,7 +346,7 @@ class ScreeningParameters(Parameters):
 
 
 class CandidatesParameters(Parameters):
-    """Stiffest, most ductile, slowest: what may one believe?"""
+    """Stiffest, most ductile, slowest: what one may believe of such lists."""
 
     table: Table = Field("shipped", description="table that is sorted: a file of `ecd screen`, or the shipped one")
     top: int = Field(12, ge=3, le=100, description="rows of each list; lists that are judged are ten times as long")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ecdlib.datasets import ROOT, load_crystals, load_densities
+from ecdlib.screening import shipped_screening
 
 CARD = (ROOT / "data" / "README.md").read_text()
 
@@ -48,3 +49,14 @@ def test_labels_and_their_oddities() -> None:
     expected = 2 * crystals["shear_modulus"] * (1 + crystals["poisson_ratio"])
     assert np.allclose(crystals["youngs_modulus"], expected, rtol=1e-6)
     assert pd.Series(crystals.index).is_unique
+
+
+def test_hypothetical_crystals() -> None:
+    table, made_by = shipped_screening()
+    said(f"{len(table):,} hypothetical crystals with predicted moduli")
+    assert made_by["parameters"]["sources"] == [f"hypothetical:{len(table)}"]
+    assert table["id"].is_unique
+    assert not set(zip(table["formula"], table["spacegroup"], strict=True)) & set(
+        zip(load_crystals()["formula"], load_crystals()["spacegroup"], strict=True)
+    )
+    assert (table[["bulk_modulus", "shear_modulus", "bulk_modulus_std", "shear_modulus_std"]] > 0).all(axis=None)
