@@ -354,10 +354,11 @@ def train_cgcnn(
     p = _values("cgcnn", parameter, profile)
     assert isinstance(p, CgcnnParameters)
     _check_npz(out, "result file")
-    whole = p.model == "cgcnn" and p.crystals != "fusion" and p.target == "all" and p.members > 1
-    if final is not None and (final.suffix != ".npz" or not whole):
-        remedy = "Let its name end in .npz, and take model=cgcnn, crystals=matbench, target=all, members=2 or more."
-        raise EcdError(final, "a model that predicts needs an ensemble for K and G", remedy)
+    whole = p.model == "cgcnn" and p.crystals != "fusion" and p.target == "all" and p.ties
+    whole = whole and p.folds == "all" and p.members > 1
+    if final is not None and (final.suffix != ".npz" or final == out or not whole):
+        remedy = "Give it a name of its own in .npz, and take folds=all, members=2 or more, else what is preset."
+        raise EcdError(final, "a model that predicts needs an ensemble for K and G on all folds", remedy)
     result = run_elasticity(p, out)
     for target in result.targets:
         print(target, {k: round(float(v), 4) for k, v in result.ensemble_scores(target).items()})
@@ -372,20 +373,23 @@ def screen_command(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="folder or file of CIF or POSCAR, CSV of structures, materials-project, gnome:FOLDER, labelled, "
-            "hypothetical[:N[:SEED]]"
+            help="folder or file of CIF or POSCAR, CSV of structures, materials-project (band gaps of 0.1-3 eV), "
+            "gnome:FOLDER, labelled, hypothetical[:N[:SEED]]"
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="table to write (.parquet)")],
     model: Annotated[str, typer.Option(help="cgcnn, or a file of `ecd train-cgcnn --final`")] = "cgcnn",
     paper_filter: Annotated[
-        bool, typer.Option("--paper-filter", help="only compounds with a gap of 0.1-3 eV, nothing radioactive")
+        bool,
+        typer.Option(
+            "--paper-filter", help="only compounds, nothing radioactive, no band gap known to be outside 0.1-3 eV"
+        ),
     ] = False,
     api_key: Annotated[str | None, typer.Option(help="Materials Project key; or set MP_API_KEY")] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="local processes; by default one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
 ) -> None:
     """Elastic moduli, sound velocities and Debye temperatures of many crystals; goes on where it was interrupted."""
     from ecdlib.screening import screen

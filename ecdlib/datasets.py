@@ -24,6 +24,9 @@ from ecdlib.store import DensityStore, sha256
 
 #: Root of the checkout: holds data/, notebooks/ and book/.
 ROOT = Path(__file__).resolve().parent.parent
+#: Crystal systems from low to high symmetry, and the last space group of each.
+SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+LAST_GROUPS = (2, 15, 74, 142, 167, 194, 230)
 
 
 def data_folder() -> Path:
@@ -129,6 +132,15 @@ def load_density(name: str) -> ChargeDensity:
         if name in store:
             return store[name]
     raise EcdError(name, "no bundled density of that name", "`ecd data` lists them; a file needs its full path.")
+
+
+def crystal_system(spacegroup: int) -> str:
+    """Of a space group number.
+
+    >>> [crystal_system(n) for n in (2, 15, 74, 142, 167, 194, 230)]
+    ['triclinic', 'monoclinic', 'orthorhombic', 'tetragonal', 'trigonal', 'hexagonal', 'cubic']
+    """
+    return SYSTEMS[int(np.searchsorted(LAST_GROUPS, spacegroup))]
 
 
 def load_crystals() -> pd.DataFrame:

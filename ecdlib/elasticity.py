@@ -23,6 +23,7 @@ from ecdlib.artifacts import provenance
 from ecdlib.datasets import (
     available_cores,
     bundled_in,
+    crystal_system,
     data_file,
     load_crystals,
     load_matbench_elasticity,
@@ -34,10 +35,10 @@ from ecdlib.evaluation import scores
 from ecdlib.experiments import read_partial, save_partial
 from ecdlib.fusion import PROPERTIES
 from ecdlib.graphs import CrystalGraphs, cached_graphs, crystal_graphs
-from ecdlib.models.cgcnn import CGCNN
+from ecdlib.models.cgcnn import CGCNN, atom_vectors
 from ecdlib.models.six_features import SIX_FEATURE_MODELS, six_features
 from ecdlib.parameters import CgcnnParameters
-from ecdlib.training import TorchRegressor, TrainingSettings, pick_device
+from ecdlib.training import TorchRegressor, TrainingSettings, pick_device, set_aside
 
 #: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
 TARGETS: dict[str, dict[str, str]] = {
@@ -46,18 +47,6 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 LOGARITHMIC = {"bulk_modulus", "shear_modulus", "youngs_modulus", "debye_temperature"}
 TRAIN, VALIDATION, TEST = 0, 1, 2
-#: Crystal systems from low to high symmetry, and the last space group of each.
-SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
-LAST_GROUPS = (2, 15, 74, 142, 167, 194, 230)
-
-
-def crystal_system(spacegroup: int) -> str:
-    """Of a space group number.
-
-    >>> [crystal_system(n) for n in (2, 15, 74, 142, 167, 194, 230)]
-    ['triclinic', 'monoclinic', 'orthorhombic', 'tetragonal', 'trigonal', 'hexagonal', 'cubic']
-    """
-    return SYSTEMS[int(np.searchsorted(LAST_GROUPS, spacegroup))]
 
 
 def matbench_crystals(official: bool = False) -> pd.DataFrame:
@@ -102,8 +91,8 @@ def official_structures() -> dict[str, Structure]:
     except Exception as error:  # matminer lets through whatever the network raises
         raise EcdError("Matbench's data set", f"could not be loaded ({error})", remedy) from error
     labels = load_matbench_elasticity().set_index("mbid_K")["log10_K_VRH"]
-    if not (set(names) <= set(labels.index) and np.allclose(found, labels[names], atol=1e-6)):
-        raise EcdError("Matbench's data set", "holds other labels than the table of folds", remedy)
+    if len(found) != len(labels) or not np.allclose(found, labels[names], atol=1e-6):
+        raise EcdError("Matbench's data set", "holds other crystals or labels than the table of folds", remedy)
     return dict(zip(names, frame["structure"], strict=True))
 
 
@@ -158,14 +147,6 @@ def from_learned(values: Floats, targets: Sequence[str]) -> Floats:
     """The reverse of :func:`to_learned`."""
     logs = np.array([t in LOGARITHMIC for t in targets])
     return np.where(logs, 10 ** np.where(logs, values, 0), values)
-
-
-def held_out(n: int, share: float, seed: int) -> NDArray[np.bool_]:
-    """Which of n training samples :class:`~ecdlib.training.TorchRegressor` sets aside with this share and seed."""
-    mask = np.zeros(n, bool)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    mask[order[: round(share * n)].numpy()] = True
-    return mask
 
 
 def make_network(p: CgcnnParameters, n_targets: int, seed: int, checkpoint: Path | None = None) -> TorchRegressor:
@@ -249,12 +230,14 @@ def run_elasticity(
     learned = to_learned(problem.truth, problem.targets)
     members = p.members if p.model == "cgcnn" else 1
     partial = out.with_suffix(".partial.npz")
-    label = p.model_dump_json()
-    done: dict[str, Any] = {"label": label, "made_by": json.dumps(provenance(name, p.model_dump(), 0))}
+    made_by = provenance(name, p.model_dump(), 0)
+    label = json.dumps([p.model_dump(), made_by["data"], made_by["commit"]])
+    done: dict[str, Any] = {"label": label, "made_by": json.dumps(made_by)}
     if partial.is_file():
         done = read_partial(partial)
         if str(done["label"]) != label:
-            raise EcdError(partial, "holds an interrupted run of other parameters", "Remove it, or use them.")
+            problem_is = "holds an interrupted run of other parameters, data or sources"
+            raise EcdError(partial, problem_is, "Remove it, or use them.")
     fits = [(k, member) for member in range(members) for k in range(len(problem.tested))]
     todo = [fit for fit in fits if "{}-{}".format(*fit) not in done]
     X = _inputs(p, problem)
@@ -297,7 +280,7 @@ def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
     """Who trains the first member, who chooses its epoch, who tests."""
     role = np.where(tested, TEST, TRAIN).astype(np.int8)
     train = np.flatnonzero(~tested)
-    role[train[held_out(len(train), p.held_out, p.seed)]] = VALIDATION
+    role[train[set_aside(len(train), p.held_out, p.seed)[0].numpy()]] = VALIDATION
     return role
 
 
@@ -315,7 +298,9 @@ def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
     """What the model takes: graphs, or six numbers a crystal."""
     if p.model != "cgcnn":
         return six_features(problem.structures, problem.spacegroups)
-    return cached_graphs(problem.structures) if p.ties else crystal_graphs(problem.structures, ties=False)
+    if p.ties and p.distinct:
+        return cached_graphs(problem.structures)
+    return crystal_graphs(problem.structures, p.ties, p.distinct)
 
 
 def _fit_and_predict(
@@ -375,17 +360,39 @@ def calibrate(error: Floats, spread: Floats) -> Floats:
     return np.array([a, b])
 
 
+def _deviations(result: ElasticityResult) -> tuple[Floats, Floats]:
+    """Errors of the ensemble and spreads of its members, both of what is learned; NaN where there is none."""
+    if not np.isfinite(result.spread).any():
+        raise EcdError("uncertainty", "one network has none", "Take members=2 or more.")
+    return to_learned(result.crossed, result.targets) - to_learned(result.truth, result.targets), result.spread
+
+
 def calibrated(result: ElasticityResult) -> Floats:
-    """``(n, targets)`` standard deviations of what is learned, each fold calibrated on the other folds."""
-    error = to_learned(result.crossed, result.targets) - to_learned(result.truth, result.targets)
+    """``(n, targets)`` standard deviations of what is learned, each fold calibrated on the other folds.
+
+    Raises:
+        EcdError: a single network, or a single fold.
+    """
+    error, spread = _deviations(result)
+    if len(result.role) < 2:
+        raise EcdError("uncertainty", "one fold cannot be calibrated on others", "Take folds=all.")
     std = np.full(error.shape, np.nan)
     for k in range(len(result.role)):
         own = result.role[k] == TEST
-        rest = np.isfinite(error[:, 0]) & ~own
         for t in range(error.shape[1]):
-            a, b = calibrate(error[rest, t], result.spread[rest, t])
-            std[own, t] = np.hypot(a, b * result.spread[own, t])
+            rest = np.isfinite(error[:, t]) & ~own
+            a, b = calibrate(error[rest, t], spread[rest, t])
+            std[own, t] = np.hypot(a, b * spread[own, t])
     return std
+
+
+def error_correlation(result: ElasticityResult, first: str = "bulk_modulus", second: str = "shear_modulus") -> float:
+    """Correlation of the errors of two targets, in units of their standard deviations (see :func:`calibrated`)."""
+    error, _ = _deviations(result)
+    columns = [result.targets.index(t) for t in (first, second)]
+    a, b = (error / calibrated(result))[:, columns].T
+    known = np.isfinite(a) & np.isfinite(b)
+    return float(np.corrcoef(a[known], b[known])[0, 1])
 
 
 def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, name: str = "ecd train-cgcnn") -> None:
@@ -393,9 +400,14 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
 
     Args:
         p: the parameters of ``evaluated``.
-        evaluated: its cross-validation, with at least two members.
+        evaluated: its cross-validation, with at least two members and folds.
         out: file to write (``.npz``).
+
+    Raises:
+        EcdError: an evaluation that cannot calibrate the uncertainty.
     """
+    error, spread = _deviations(evaluated)
+    correlation = error_correlation(evaluated)
     begun = time.perf_counter()
     made_by = provenance(name, p.model_dump(), 0)
     problem = load_problem(p)
@@ -403,10 +415,12 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
     X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
     for part in _in_parallel(p, [(_fit_member, p, X, learned, member, out) for member in range(p.members)]):
         arrays |= part
-    error = to_learned(evaluated.crossed, problem.targets) - to_learned(evaluated.truth, problem.targets)
-    arrays["calibration"] = np.stack(
-        [calibrate(error[:, t], evaluated.spread[:, t]) for t in range(len(problem.targets))]
-    )
+    known = np.isfinite(error)
+    arrays["calibration"] = np.stack([calibrate(error[v, t], spread[v, t]) for t, v in enumerate(known.T)])
+    arrays["correlation"] = np.array(correlation)
+    arrays["vectors"] = atom_vectors()
+    trained_on = zip(problem.structures, problem.spacegroups, strict=True)
+    arrays["trained_on"] = np.array(sorted({f"{s.composition.reduced_formula}_{n}" for s, n in trained_on}))
     made_by["seconds"] = round(time.perf_counter() - begun, 1)
     elements = sorted({int(z) for structure in problem.structures for z in structure.atomic_numbers})
     meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by, "elements": elements}
@@ -440,14 +454,24 @@ class ElasticityModel:
         return set(self.meta["elements"])
 
     @cached_property
+    def trained_on(self) -> set[str]:
+        """Formula and space group of its training crystals, ``"NaCl_225"``."""
+        return set(self.arrays["trained_on"].tolist())
+
+    @property
+    def correlation(self) -> float:
+        """Of the errors of K and G."""
+        return float(self.arrays["correlation"])
+
+    @cached_property
     def networks(self) -> list[CGCNN]:
         """Its members."""
         members = []
         for member in range(self.meta["parameters"]["members"]):
             prefix = f"{member}/"
-            weights = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if prefix in k}
-            del weights["scale"]
-            network = CGCNN(len(self.targets))
+            own = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+            weights = {k: torch.from_numpy(v) for k, v in own.items() if k != "scale"}
+            network = CGCNN(len(self.targets), vectors=self.arrays["vectors"])
             network.load_state_dict(weights)
             members.append(network.eval())
         return members
@@ -476,7 +500,7 @@ def load_elasticity_model(name: str | Path = "cgcnn") -> ElasticityModel:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
             arrays = {k: z[k] for k in z.files if k != "meta"}
             model = ElasticityModel(arrays, json.loads(str(z["meta"])))
-            if arrays["calibration"].shape != (len(model.targets), 2):
+            if not np.isfinite(arrays["calibration"]).all() or len(arrays["trained_on"]) == 0:
                 raise ValueError("calibration")
             return model
     except DAMAGED as error:

@@ -130,8 +130,9 @@ def crystal_graph(structure: Structure, ties: bool = True, distinct: bool = True
     """Graph of one crystal.
 
     Atoms that are equivalent by symmetry have equivalent neighbours and stay alike through all convolutions, so one
-    of each kind is enough: a third of all atoms. The mean over atoms becomes one with weights, and the result is that
-    of the whole graph.
+    of each kind is enough: a third of all atoms. The mean over atoms becomes one with weights. A trained network then
+    gives what it gives for the whole graph, as exactly as the symmetry holds; while it trains, batch normalization
+    sees other averages, so that training with all atoms ends elsewhere.
 
     Args:
         ties: keep the last shell of neighbours whole; a graph with cut shells has no symmetry and keeps all atoms.

@@ -104,7 +104,8 @@ def prototype(structure: Structure) -> str:
     """Prototype of a crystal, ``<anonymous formula>_<space group>_<Wyckoff letters of each element>``.
 
     Elements come in the order of their number of atoms, then letters; a letter that stands for several orbits has
-    their number before it. Empty if no symmetry is found.
+    their number before it. Empty if no symmetry is found. Where a space group allows several origins (such as that of
+    half-Heuslers), the letters are those of the origin at hand, so that one prototype may have several names.
 
     >>> prototype(Structure(Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
     'AB_221_a_b'
@@ -241,7 +242,7 @@ def volume_error(n: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
 
     Crystals are drawn at random; each is predicted from one of those that could be its parent (its elements may be
     replaced by those of the crystal), drawn at random, too. The model is fitted without the tenth of the crystals to
-    which the predicted one belongs. Peers: pymatgen's reference lattice scaling (``RLS``, from atomic radii) and
+    which the predicted one belongs (which crystals may be parents was decided with all). Peers: pymatgen's reference lattice scaling (``RLS``, from atomic radii) and
     data-mined lattice scaling (``DLS``, from tabulated bond lengths; I.-H. Chu et al., Comput. Mater. Sci. 146, 184,
     2018), and the volume of the parent unchanged.
 

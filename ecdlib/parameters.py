@@ -328,6 +328,7 @@ class CgcnnParameters(Parameters):
     folds: Literal["first", "all"] = Field("first", description="folds that are trained and tested")
     members: int = Field(1, ge=1, le=100, description="networks of the ensemble in each fold")
     ties: bool = Field(True, description="keep the last shell of neighbours whole; False: cut it at twelve")
+    distinct: bool = Field(True, description="one atom of each kind by symmetry, if ties is true; False: all atoms")
     epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
     batch_size: int = Field(64, ge=2, description="crystals in a step")
     learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")

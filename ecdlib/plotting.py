@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
@@ -22,6 +24,7 @@ from pymatgen.core import Element
 from scipy.ndimage import zoom
 from skimage.measure import marching_cubes
 
+from ecdlib.datasets import SYSTEMS
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.evaluation import scores
 
@@ -198,3 +201,58 @@ def parity(ax: Axes, truth: Floats, prediction: Floats, label: str, std: Floats 
     text = f"MAE {s['MAE']:.3g}\nRMSE {s['RMSE']:.3g}\n$R^2$ {s['R2']:.3f}\nNMAE {s['NMAE']:.1f} %"
     ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top")
     ax.set(xlabel=f"calculated {label}", ylabel=f"predicted {label}", aspect="equal", xlim=ends, ylim=ends)
+
+
+_ENDS = np.array([0.5, 600.0])  # GPa
+
+
+def _pugh_lines(ax: Axes) -> None:
+    """K/G = 1.75 (dashed, Pugh's value) and 2/3 (dotted, Poisson ratio zero) in a picture of K against G."""
+    ax.plot(_ENDS / 1.75, _ENDS, color="black", ls="--", lw=0.8)
+    ax.plot(_ENDS * 1.5, _ENDS, color="black", ls=":", lw=0.8)
+    ax.set(xscale="log", yscale="log", xlim=(0.8, 600), ylim=(2, 600))
+
+
+def _system_colours() -> dict[str, Any]:
+    return dict(zip(SYSTEMS, mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(SYSTEMS))), strict=True))
+
+
+def moduli_map(data: pd.DataFrame, shown: int = 20_000) -> None:
+    """K against G with marginal histograms, coloured by crystal system (CGCNN elasticity, Figs 6a and 7a).
+
+    Args:
+        data: columns K, G (GPa), system.
+        shown: dots at most, drawn at random.
+    """
+    ratios: dict[str, Any] = {"width_ratios": [4, 1], "height_ratios": [1, 4]}
+    fig, axes = plt.subplots(2, 2, figsize=(6.4, 5.6), sharex="col", sharey="row", **ratios)
+    chosen, colours = data.sample(min(shown, len(data)), random_state=0), _system_colours()
+    axes[1, 0].scatter(chosen["G"], chosen["K"], s=3, lw=0, alpha=0.5, color=[colours[s] for s in chosen["system"]])
+    _pugh_lines(axes[1, 0])
+    bins = np.geomspace(0.8, 600, 50).tolist()
+    axes[0, 0].hist(data["G"], bins=bins, color=GREY)
+    axes[1, 1].hist(data["K"], bins=bins, color=GREY, orientation="horizontal")
+    axes[0, 1].axis("off")
+    for system, colour in colours.items():
+        axes[0, 1].scatter([], [], color=colour, s=12, label=system)
+    axes[0, 1].legend(fontsize=7, frameon=False, loc="center")
+    axes[1, 0].set(xlabel="G (GPa)", ylabel="K (GPa)")
+    fig.tight_layout()
+
+
+def moduli_by_system(data: pd.DataFrame, shown: int = 4000) -> None:
+    """The same for each crystal system, with a cross at the medians (Figs 6b-h and 7b-h)."""
+    fig, axes = plt.subplots(2, 4, figsize=(10, 5), sharex=True, sharey=True)
+    for ax, (system, colour) in zip(axes.flat, _system_colours().items(), strict=False):
+        own = data[data["system"] == system]
+        chosen = own.sample(min(shown, len(own)), random_state=0)
+        ax.scatter(chosen["G"], chosen["K"], s=3, lw=0, alpha=0.4, color=colour)
+        ax.scatter(own["G"].median(), own["K"].median(), marker="+", s=120, color="black")
+        _pugh_lines(ax)
+        ax.set_title(f"{system} ({len(own):,})")
+    axes.flat[-1].axis("off")
+    for ax in axes[1]:
+        ax.set_xlabel("G (GPa)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("K (GPa)")
+    fig.tight_layout()

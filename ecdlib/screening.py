@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +19,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ecdlib.artifacts import provenance
-from ecdlib.datasets import available_cores, data_file, data_hashes
-from ecdlib.elasticity import ElasticityModel, crystal_system, load_elasticity_model
+from ecdlib.datasets import available_cores, crystal_system, data_file, data_hashes
+from ecdlib.elasticity import ElasticityModel, load_elasticity_model
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.graphs import crystal_graph, join, symmetry
 from ecdlib.models.cgcnn import N_ELEMENTS
@@ -31,6 +30,7 @@ from ecdlib.sources import Candidate, Failure, read_source
 from ecdlib.store import sha256
 
 CHUNK = 500  #: crystals that a worker takes at once
+NOTE = "screening.json"  #: in the folder of an unfinished run: what it belongs to
 
 #: Columns of the table and their units: those of the paper's Tables A1 and A2 with their uncertainty, and what is known
 #: of the crystal. Atoms, volume and mass are of the primitive cell; ``*_std`` are standard deviations.
@@ -57,9 +57,10 @@ COLUMNS: dict[str, str] = {
         for suffix in ("", "_std")
     },
     "unseen_elements": "not among the training crystals",
+    "in_training": "formula and space group are among the training crystals: the deviations are then too large",
 }
 _TYPES = dict.fromkeys(("id", "formula", "source", "prototype", "crystal_system", "unseen_elements"), pa.string())
-_TYPES |= {"hypothetical": pa.bool_(), "spacegroup": pa.int32(), "n_atoms": pa.int32()}
+_TYPES |= {"hypothetical": pa.bool_(), "in_training": pa.bool_(), "spacegroup": pa.int32(), "n_atoms": pa.int32()}
 SCHEMA = pa.schema([(name, _TYPES.get(name, pa.float32())) for name in COLUMNS])
 
 
@@ -114,7 +115,8 @@ def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) 
             failed.append(f"{candidate.id}: {error.problem}. {error.remedy}")
             continue
         unseen = {e.symbol for e in candidate.structure.composition if e.Z not in model.elements}
-        rows.append({**row, "unseen_elements": " ".join(sorted(unseen))})
+        known = f"{row['formula']}_{row['spacegroup']}" in model.trained_on
+        rows.append({**row, "unseen_elements": " ".join(sorted(unseen)), "in_training": known})
         graphs.append(graph)
     if not rows:
         return SCHEMA.empty_table().to_pandas(), failed
@@ -128,31 +130,42 @@ def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) 
         shear_modulus=G,
         shear_modulus_std=G * np.log(10) * G_std,
     )
-    more = elastic_quantities(K, G, table["density"], table["n_atoms"], table["volume"], K_std, G_std)
+    more = elastic_quantities(
+        K, G, table["density"], table["n_atoms"], table["volume"], K_std, G_std, model.correlation
+    )
     return pd.concat([table, more.set_axis(table.index)], axis=1)[list(COLUMNS)], failed
 
 
 @lru_cache(maxsize=1)
-def _model(name: str) -> ElasticityModel:
-    return load_elasticity_model(Path(name) if name.endswith(".npz") else name)
+def _model(name: str, digest: str) -> ElasticityModel:
+    """The model, if its file is the one that is meant: a worker elsewhere may have another."""
+    path = Path(name) if name.endswith(".npz") else data_file(f"models/{name}.npz")
+    if sha256(path) != digest:
+        raise EcdError(path, "is another model on a worker", "Give all machines the same checkout or shared folder.")
+    return load_elasticity_model(path)
 
 
-def _work(chunk: tuple[int, list[Candidate]], model: str) -> tuple[int, pd.DataFrame, list[str]]:
+def _work(chunk: tuple[int, list[Candidate]], model: str, digest: str) -> tuple[int, pd.DataFrame, list[str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return chunk[0], *predict_elasticity(chunk[1], _model(model))
+        return chunk[0], *predict_elasticity(chunk[1], _model(model, digest))
 
 
 def _chunks(
     crystals: Iterable[Candidate | Failure], parts: Path, failed: list[str]
 ) -> Iterator[tuple[int, list[Candidate]]]:
     """Numbered chunks for the workers, without those that are done; ``failed`` gets a line for each failure."""
-    number, chunk, each = 0, [], None
+    number, chunk, ids = 0, [], set()
     for each in chain(crystals, [None]):
         if isinstance(each, Failure):
             failed.append(f"{each.id}: {each.message}")
             continue
-        chunk += [each] if each else []
+        if each is not None and each.id in ids:
+            failed.append(f"{each.id}: a crystal of this id came before. Screen the sources one by one.")
+            continue
+        if each is not None:
+            ids.add(each.id)
+            chunk.append(each)
         if chunk and (len(chunk) == CHUNK or each is None):
             if not (part := parts / f"{number:06d}.parquet").is_file():
                 yield number, chunk
@@ -188,32 +201,41 @@ def screen(
     Raises:
         EcdError: a source or model that cannot be used, nothing usable at all, parts of another screening in the way.
     """
-    _model(model)  # said at once
+    if out.is_dir():
+        raise EcdError(out, "is a folder", "Give the name of a file.")
+    model = str(Path(model).resolve()) if model.endswith(".npz") else model
+    used = data_hashes().get(f"models/{model}.npz", "")
+    if model.endswith(".npz"):
+        load_elasticity_model(Path(model))  # what is wrong with it is said at once
+        used = sha256(Path(model))
+    _model(model, used)
     parts = out.with_name(f"{out.name}.parts")
-    used = sha256(Path(model)) if model.endswith(".npz") else data_hashes()[f"models/{model}.npz"]
-    label = {"sources": list(sources), "model": used, "paper_filter": paper_filter}
-    done = _resume(parts, label)
+    made_by = provenance("ecd screen", {"sources": list(sources), "model": used, "paper_filter": paper_filter}, 0)
+    done = _resume(parts, made_by["parameters"] | {"commit": made_by["commit"]})
     crystals = (each for source in sources for each in read_source(source, api_key=api_key, filter=paper_filter))
     failed: list[str] = []
-    started = time.monotonic()
+    last = time.monotonic()
     try:
         chunks = _chunks(crystals, parts, failed)
         cores = workers or available_cores()
         with tqdm(unit=" crystals", desc="Screening", disable=not progress, initial=done * CHUNK) as bar:
-            for number, table, wrong in map_chunks(_work, chunks, model, scheduler=scheduler, workers=cores):
-                rows = _as_arrow(table).replace_schema_metadata({"failed": json.dumps(wrong)})
+            for number, table, wrong in map_chunks(_work, chunks, model, used, scheduler=scheduler, workers=cores):
+                seconds, last = time.monotonic() - last, time.monotonic()
+                note = {"failed": json.dumps(wrong), "seconds": json.dumps(seconds)}
                 with atomic_write(parts / f"{number:06d}.parquet") as temporary:
-                    pq.write_table(rows, temporary, compression="zstd")
+                    pq.write_table(_as_arrow(table).replace_schema_metadata(note), temporary, compression="zstd")
                 bar.update(len(table))
-        files = sorted(parts.glob("*.parquet"))
-        failed += [line for file in files for line in json.loads(pq.read_schema(file).metadata[b"failed"])]
+        files = sorted(parts.glob("[0-9]*.parquet"))
+        notes = [pq.read_schema(file).metadata for file in files]
+        failed += [line for note in notes for line in json.loads(note[b"failed"])]
         if not sum(pq.read_metadata(file).num_rows for file in files):
             raise EcdError(", ".join(sources), "no usable crystal", failed[0] if failed else "Give at least one.")
     except EcdError:
-        if not any(pq.read_metadata(file).num_rows for file in parts.glob("*.parquet")):
-            shutil.rmtree(parts)
+        if not any(pq.read_metadata(file).num_rows for file in parts.glob("[0-9]*.parquet")):
+            _remove(parts)
         raise
-    made_by = provenance("ecd screen", label | {"seed": 0, "profile": "full"}, time.monotonic() - started)
+    made_by["seconds"] = round(sum(json.loads(note[b"seconds"]) for note in notes), 1)
+    made_by["device"] = f"Dask cluster at {scheduler}" if scheduler else f"CPU, {cores} processes"
     metadata = {"columns": json.dumps(COLUMNS), "provenance": json.dumps(made_by)}
     predicted = 0
     with (
@@ -224,7 +246,7 @@ def screen(
             rows = pq.read_table(file, schema=SCHEMA).replace_schema_metadata(metadata)
             writer.write_table(rows)
             predicted += rows.num_rows
-    shutil.rmtree(parts)
+    _remove(parts)
     return Screened(predicted, failed)
 
 
@@ -234,8 +256,12 @@ def _as_arrow(table: pd.DataFrame) -> pa.Table:
 
 def _resume(parts: Path, label: dict[str, Any]) -> int:
     """How many chunks an interrupted run has left."""
-    note = parts / "screening.json"
+    note = parts / NOTE
     if not note.is_file():
+        if parts.exists() and (not parts.is_dir() or any(parts.iterdir())):
+            raise EcdError(
+                parts, "is in the way: it is no folder of an interrupted run", "Move it, or take another -o."
+            )
         with atomic_write(note) as temporary:
             temporary.write_text(json.dumps(label))
         return 0
@@ -244,8 +270,15 @@ def _resume(parts: Path, label: dict[str, Any]) -> int:
     except ValueError as error:
         raise EcdError(parts, "is left from an interrupted run and damaged", "Remove it and run again.") from error
     if found != label:
-        raise EcdError(parts, "holds an interrupted run of other sources or another model", "Remove it, or repeat it.")
+        raise EcdError(parts, "holds an interrupted run of other sources, model or version", "Remove it, or repeat it.")
     return len(list(parts.glob("[0-9]*.parquet")))
+
+
+def _remove(parts: Path) -> None:
+    """Remove what a run has put into its folder."""
+    for file in [*parts.glob("[0-9]*.parquet"), parts / NOTE]:
+        file.unlink()
+    parts.rmdir()
 
 
 def load_screened(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:

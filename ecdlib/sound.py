@@ -156,12 +156,13 @@ def elastic_quantities(
     volume: ArrayLike,
     log10_K_std: ArrayLike | None = None,
     log10_G_std: ArrayLike | None = None,
+    correlation: float = 0.0,
 ) -> pd.DataFrame:
     """All quantities of this module, and where errors are given, how far they carry.
 
-    Errors of log10 K and log10 G are taken as small and independent: for a quantity q,
-    σ(q)² = (ln 10)² [(∂q/∂ln K σ(log10 K))² + (∂q/∂ln G σ(log10 G))²]. If both moduli come out too high together, the
-    ratios are better than that, and the velocities, Young's modulus and the Debye temperature are worse.
+    Errors of log10 K and log10 G are taken as small: for a quantity q with a = ∂q/∂ln K σ(log10 K) and
+    b = ∂q/∂ln G σ(log10 G), σ(q)² = (ln 10)² (a² + b² + 2 r a b) with their correlation r. If both moduli come out too
+    high together (r > 0), the ratios are better than without, velocities, Young's modulus, Debye temperature worse.
 
     Args:
         K: bulk modulus, GPa.
@@ -171,6 +172,7 @@ def elastic_quantities(
         volume: of the cell, Å³.
         log10_K_std: standard deviation of log10(K/GPa).
         log10_G_std: standard deviation of log10(G/GPa); give both or none.
+        correlation: of the two errors, -1 to 1.
 
     Returns:
         One row for each crystal, with the index of ``K`` if it has one: ``v_l``, ``v_t``, ``v_s`` (m/s),
@@ -193,6 +195,8 @@ def elastic_quantities(
     tables = [x.index for x in (given | stds).values() if isinstance(x, pd.Series)]
     if any(not index.equals(tables[0]) for index in tables):
         raise EcdError("moduli", "are tables of different crystals, or in another order", "Give them the same index.")
+    if not abs(correlation) <= 1:
+        raise EcdError(f"correlation {correlation}", "is not within -1 and 1", "Give that of the errors.")
     arrays = _inputs(**given)
     errors = [_numbers(name, values, zero=True) for name, values in stds.items()]
     try:
@@ -221,13 +225,15 @@ def elastic_quantities(
             "v_l": (v_l * slope_l, v_l * (0.5 - slope_l)),
             "v_t": (0 * v_t, v_t / 2),
             "v_s": (v_s * slope_s, v_s * (0.5 - slope_s)),
-            "poisson_ratio": (slope_nu, slope_nu),
-            "pugh_ratio": (k / g, k / g),
+            "poisson_ratio": (slope_nu, -slope_nu),
+            "pugh_ratio": (k / g, -k / g),
             "youngs_modulus": (values["youngs_modulus"] * slope_E, values["youngs_modulus"] * (1 - slope_E)),
         }
         theta = values["debye_temperature"]
         slopes["debye_temperature"] = (theta * slope_s, theta * (0.5 - slope_s))
-        values |= {f"{q}_std": np.log(10) * np.hypot(a * s_K, b * s_G) for q, (a, b) in slopes.items()}
+        for q, (a, b) in slopes.items():
+            variance = (a * s_K) ** 2 + (b * s_G) ** 2 + 2 * correlation * (a * s_K) * (b * s_G)
+            values[f"{q}_std"] = np.log(10) * np.sqrt(np.maximum(variance, 0))
     return pd.DataFrame(values, index=tables[0] if tables and len(tables[0]) == len(k) else None)
 
 

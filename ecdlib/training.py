@@ -193,6 +193,13 @@ def _loss(model: nn.Module, X: Inputs, y: Tensor | None, batch_size: int) -> flo
     return total / len(X)
 
 
+def set_aside(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the training samples that choose the epoch, and of those that are trained on; shuffled."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    n_held = round(share * n)
+    return order[:n_held], order[n_held:]
+
+
 def _as_inputs(X: Floats | CrystalGraphs) -> Inputs:
     return X if isinstance(X, CrystalGraphs) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
 
@@ -231,10 +238,7 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         if self.settings.precondition and precondition is not None:
             precondition(inputs)
         scaled = torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32))
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.settings.seed))
-        n_held = round(self.settings.held_out * len(order))
-        held, train = order[:n_held], order[n_held:]
-        self.held_out_ = held.numpy()
+        held, train = set_aside(len(inputs), self.settings.held_out, self.settings.seed)
         self.losses_ = fit(
             self.module_,
             inputs[train] if len(held) else inputs,

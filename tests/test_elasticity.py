@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,14 +170,11 @@ def test_models_on_six_features(model: str, tmp_path) -> None:
     assert result.meta["provenance"]["versions"]["xgboost"]
 
 
-def official(folder: Path, shift: float = 0.0) -> None:
-    """Matbench's data set in the form in which it is published, with as many entries as there are structures for."""
-    table, structures = load_matbench_elasticity(), load_structures()
-    first = table[: table["structure"].isna().idxmax() or 0] if table["structure"].notna()[0] else table[:0]
-    rows = table[: max(len(first), 70)]
-    stand_in = structures["NaCl_225"]
+def official(folder: Path, rows: pd.DataFrame, shift: float = 0.0) -> None:
+    """Matbench's data set in the form in which it is published; rock salt where there is no structure here."""
+    structures = load_structures()
     data = [
-        [structures[s] if isinstance(s, str) else stand_in, float(y) + shift]
+        [structures[s] if isinstance(s, str) else structures["NaCl_225"], float(y) + shift]
         for s, y in zip(rows["structure"], rows["log10_K_VRH"], strict=True)
     ]
     raw = {"index": list(range(len(data))), "columns": ["structure", "log10(K_VRH)"], "data": data}
@@ -184,7 +182,9 @@ def official(folder: Path, shift: float = 0.0) -> None:
 
 
 def test_the_official_data_set_from_a_local_copy(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    official(tmp_path)
+    rows = load_matbench_elasticity()[:70]
+    monkeypatch.setattr(elasticity, "load_matbench_elasticity", lambda: rows)
+    official(tmp_path, rows)
     monkeypatch.setenv("MATMINER_DATA", str(tmp_path))
     problem = load_problem(CgcnnParameters(crystals="matbench-official", folds="all"))
     table = load_matbench_elasticity().set_index("mbid_K")
@@ -195,9 +195,10 @@ def test_the_official_data_set_from_a_local_copy(tmp_path, monkeypatch: pytest.M
         CgcnnParameters(crystals="matbench-official", epochs=1, held_out=0), tmp_path / "r.npz", progress=False
     )
     assert len(result.names) == 70
-    official(tmp_path, shift=0.1)
-    with pytest.raises(EcdError, match="other labels than the table of folds"):
-        load_problem(CgcnnParameters(crystals="matbench-official"))
+    for other in ({"rows": rows, "shift": 0.1}, {"rows": rows[:60]}):
+        official(tmp_path, **other)
+        with pytest.raises(EcdError, match="other crystals or labels than the table of folds"):
+            load_problem(CgcnnParameters(crystals="matbench-official"))
 
 
 def test_no_copy_and_no_network(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +210,35 @@ def test_no_copy_and_no_network(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("matminer.datasets.load_dataset", nothing)
     with pytest.raises(EcdError, match=r"could not be loaded \(no route to host\)\. Put matbench_log_kvrh"):
         load_problem(CgcnnParameters(crystals="matbench-official"))
+
+
+def test_a_model_of_many_members(small, tmp_path) -> None:
+    """Member 1 is not member 11."""
+    p, _, folder = small
+    with np.load(folder / "model.npz") as z:
+        arrays = {k: z[k] for k in z.files}
+    for member in range(2, 12):
+        arrays |= {k.replace("0/", f"{member}/", 1): v for k, v in arrays.items() if k.startswith("0/")}
+    meta = json.loads(str(arrays["meta"]))
+    meta["parameters"]["members"] = 12
+    np.savez(tmp_path / "many.npz", **{**arrays, "meta": np.array(json.dumps(meta))})
+    model = load_elasticity_model(tmp_path / "many.npz")
+    assert len(model.networks) == 12
+    assert p.members == 2
+
+
+def test_what_cannot_be_calibrated_is_said(small, tmp_path) -> None:
+    p, result, folder = small
+    one = replace(result, spread=np.full_like(result.spread, np.nan))
+    for evaluated in (one, replace(result, role=result.role[:1])):
+        with pytest.raises(EcdError, match=r"members=2|folds=all"):
+            train_ensemble(p, evaluated, tmp_path / "m.npz")
+    assert not (tmp_path / "m.npz").exists()
+    with np.load(folder / "model.npz") as z:
+        arrays = {k: z[k] for k in z.files}
+    np.savez(tmp_path / "nan.npz", **{**arrays, "calibration": np.full((2, 2), np.nan)})
+    with pytest.raises(EcdError, match="is no readable model"):
+        load_elasticity_model(tmp_path / "nan.npz")
 
 
 def test_what_does_not_fit_is_refused_in_words(tmp_path) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ecdlib import elasticity, screening
 from ecdlib.cli import app
 from ecdlib.datasets import load_structures
-from ecdlib.elasticity import run_elasticity, train_ensemble
+from ecdlib.elasticity import load_elasticity_model, run_elasticity, train_ensemble
 from ecdlib.errors import EcdError
 from ecdlib.parameters import CgcnnParameters
 from ecdlib.screening import COLUMNS, KEPT, compact, load_screened, screen
@@ -79,7 +79,9 @@ def test_what_follows_from_the_moduli_follows(files: Path, tmp_path: Path, model
     table, _ = run(str(files), out=tmp_path / "t.parquet", model=model)
     K, G = table["bulk_modulus"], table["shear_modulus"]
     logs = [table[f"{m}_std"] / table[m] / np.log(10) for m in ("bulk_modulus", "shear_modulus")]
-    expected = elastic_quantities(K, G, table["density"], table["n_atoms"], table["volume"], *logs)
+    r = load_elasticity_model(Path(model)).correlation
+    assert abs(r) > 0.01
+    expected = elastic_quantities(K, G, table["density"], table["n_atoms"], table["volume"], *logs, r)
     for column in expected:
         assert np.allclose(table[column], expected[column], rtol=1e-3), column
 
@@ -89,11 +91,11 @@ def test_an_interrupted_screening_goes_on(files: Path, tmp_path: Path, model: st
     monkeypatch.setattr(screening, "CHUNK", 3)
     work, calls = screening._work, []
 
-    def interrupted(chunk, name):
+    def interrupted(chunk, *model):
         calls.append(chunk[0])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return work(chunk, name)
+        return work(chunk, *model)
 
     monkeypatch.setattr(screening, "_work", interrupted)
     out = tmp_path / "t.parquet"
@@ -112,10 +114,10 @@ def test_a_source_that_changed_meanwhile_is_noticed(files: Path, tmp_path: Path,
     monkeypatch.setattr(screening, "CHUNK", 3)
     work = screening._work
 
-    def interrupted(chunk, name):
+    def interrupted(chunk, *model):
         if chunk[0] == 1:
             raise KeyboardInterrupt
-        return work(chunk, name)
+        return work(chunk, *model)
 
     with monkeypatch.context() as patch:
         patch.setattr(screening, "_work", interrupted)
@@ -141,7 +143,8 @@ def test_the_paper_s_filter(files: Path, tmp_path: Path, model: str) -> None:
     everything, _ = run(str(files), out=tmp_path / "a.parquet", model=model)
     filtered, _ = run(str(files), out=tmp_path / "b.parquet", model=model, paper_filter=True)
     assert set(everything["id"]) - set(filtered["id"]) == {"Po.vasp"}
-    assert everything.set_index("id").loc["Po.vasp", "unseen_elements"] in ("", "Po")
+    known = load_elasticity_model(Path(model)).elements
+    assert everything.set_index("id").loc["Po.vasp", "unseen_elements"] == ("" if 84 in known else "Po")
 
 
 def test_hypothetical_crystals_are_called_that(tmp_path: Path, model: str) -> None:
@@ -169,6 +172,41 @@ def test_nothing_usable_leaves_nothing(tmp_path: Path, model: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_training_crystals_are_marked(tmp_path: Path, model: str) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    trained_on = load_elasticity_model(Path(model)).trained_on
+    inside = next(name for name in STRUCTURES if name in trained_on)
+    for name in (inside, "K3BiTe3_198"):
+        Poscar(STRUCTURES[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
+    table, _ = run(str(folder), out=tmp_path / "t.parquet", model=model)
+    marked = table.set_index("id")["in_training"]
+    assert marked[f"{inside}.vasp"]
+    assert marked["K3BiTe3_198.vasp"] == ("K3BiTe3_198" in trained_on)
+
+
+def test_crystals_of_one_id_are_not_mixed_up(files: Path, tmp_path: Path, model: str) -> None:
+    table, done = run(str(files), str(files), out=tmp_path / "t.parquet", model=model)
+    assert table["id"].is_unique
+    assert sum("a crystal of this id came before" in line for line in done.failed) == len(table)
+
+
+def test_files_that_lie_in_the_way_stay(files: Path, tmp_path: Path, model: str) -> None:
+    own = tmp_path / "t.parquet.parts"
+    own.mkdir()
+    (own / "mine.txt").write_text("mine")
+    with pytest.raises(EcdError, match="is in the way"):
+        run(str(files), out=tmp_path / "t.parquet", model=model)
+    assert (own / "mine.txt").read_text() == "mine"
+    with pytest.raises(EcdError, match="is a folder"):
+        run(str(files), out=own, model=model)
+
+
+def test_a_worker_with_another_model_says_so(model: str) -> None:
+    with pytest.raises(EcdError, match="is another model on a worker"):
+        screening._work((0, []), model, "0" * 64)
+
+
 def test_bad_names_and_files_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["screen", "labelled", "-o", str(tmp_path / "t.csv")])
     assert isinstance(done.exception, EcdError)
@@ -178,4 +216,6 @@ def test_bad_names_and_files_on_the_command_line(tmp_path: Path) -> None:
         load_screened(tmp_path / "no.parquet")
     done = CliRunner().invoke(app, ["screen", "x", "-o", str(tmp_path / "t.parquet"), "--model", "no.npz"])
     assert isinstance(done.exception, EcdError)
+    done = CliRunner().invoke(app, ["screen", "x", "-o", str(tmp_path / "t.parquet"), "--workers", "-1"])
+    assert done.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["no.parquet"]

@@ -144,6 +144,19 @@ def test_linear_propagation_against_monte_carlo(K: float, G: float):
         assert found[f"{quantity}_std"] == pytest.approx(drawn[quantity].std(), rel=0.02), quantity
 
 
+@pytest.mark.parametrize("r", [-0.6, 0.4, 1.0])
+def test_correlated_errors_against_monte_carlo(r: float):
+    K, G, s_K, s_G = 80.0, 35.0, 0.008, 0.013
+    a, b = np.random.default_rng(0).normal(size=(2, 100_000))
+    b = r * a + np.sqrt(1 - r**2) * b
+    drawn = elastic_quantities(K * 10 ** (s_K * a), G * 10 ** (s_G * b), 2.7, 4, 66)
+    found = elastic_quantities(K, G, 2.7, 4, 66, s_K, s_G, r).iloc[0]
+    for quantity in QUANTITIES:
+        assert found[f"{quantity}_std"] == pytest.approx(drawn[quantity].std(), rel=0.02), quantity
+    with pytest.raises(EcdError, match="is not within -1 and 1"):
+        elastic_quantities(K, G, 2.7, 4, 66, s_K, s_G, 1.5)
+
+
 @given(K=modulus, G=modulus)
 def test_slopes_against_differences(K: float, G: float):
     d = 1e-6

@@ -50,7 +50,8 @@ def atom_vectors() -> NDArray[np.float32]:
     Group (18 categories), period (8), electronegativity (10, from 0.5 to 4), covalent radius (10, 25 to 250 pm),
     valence electrons (12), natural logarithm of the first ionization energy in eV (10, 1.3 to 3.3), electron affinity
     (10, -3 to 3.7 eV), block (4), natural logarithm of the molar volume in cm³ (10, 1.5 to 4.3): the description of
-    Xie and Grossman (supplement, Table II), with the values of pymatgen and ASE instead of their table.
+    Xie and Grossman (supplement, Table II), with the values of pymatgen and ASE instead of their table. The categories
+    are coarse: dysprosium, holmium and erbium fall into the same ones and are one element to the network.
 
     >>> atom_vectors().shape
     (100, 92)
@@ -87,9 +88,11 @@ class GaussianDistances(nn.Module):
 
 
 class GraphConvolution(nn.Module):
-    """v_i ← softplus(v_i + BN Σ_j σ(z_ij W_f + b_f) ⊙ softplus(z_ij W_s + b_s)), z_ij = v_i ⊕ v_j ⊕ u_ij (Eq 5).
+    """v_i ← softplus(v_i + BN Σ_j σ(f_ij) ⊙ softplus(s_ij)), (f_ij, s_ij) = BN((v_i ⊕ v_j ⊕ u_ij) W + b).
 
-    The product with z_ij is the sum of three: those with v_i and v_j are made once an atom, not once an edge.
+    Eq 5 of Xie and Grossman, with the two batch normalizations of their code. The product with W is the sum of three:
+    those with v_i and v_j are made once an atom, not once an edge. In training, the statistics of the normalization are
+    over the atoms and edges that the graph holds: one of each kind by symmetry.
     """
 
     def __init__(self, width: int, edge_width: int):
@@ -113,10 +116,19 @@ class CGCNN(nn.Module):
 
     vectors: Tensor
 
-    def __init__(self, targets: int = 1, width: int = 64, convolutions: int = 3, hidden: int = 128, layers: int = 2):
+    def __init__(
+        self,
+        targets: int = 1,
+        width: int = 64,
+        convolutions: int = 3,
+        hidden: int = 128,
+        layers: int = 2,
+        vectors: NDArray[np.float32] | None = None,  # those that it was trained with, if not today's
+    ):
         super().__init__()
-        vectors = np.concatenate([np.zeros((1, 92), np.float32), atom_vectors()])  # by atomic number
-        self.register_buffer("vectors", torch.from_numpy(vectors), persistent=False)
+        known = atom_vectors() if vectors is None else vectors
+        by_number = np.concatenate([np.zeros((1, 92), np.float32), known])
+        self.register_buffer("vectors", torch.from_numpy(by_number), persistent=False)
         self.embedding = nn.Linear(92, width)
         self.distances = GaussianDistances()
         edge_width = len(self.distances.centres)
