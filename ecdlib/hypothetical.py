@@ -242,9 +242,9 @@ def volume_error(n: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
 
     Crystals are drawn at random; each is predicted from one of those that could be its parent (its elements may be
     replaced by those of the crystal), drawn at random, too. The model is fitted without the tenth of the crystals to
-    which the predicted one belongs (which crystals may be parents was decided with all). Peers: pymatgen's reference lattice scaling (``RLS``, from atomic radii) and
-    data-mined lattice scaling (``DLS``, from tabulated bond lengths; I.-H. Chu et al., Comput. Mater. Sci. 146, 184,
-    2018), and the volume of the parent unchanged.
+    which the predicted one belongs (which crystals may be parents was decided with all). Peers: pymatgen's reference
+    lattice scaling (``RLS``, from atomic radii) and data-mined lattice scaling (``DLS``, from tabulated bond lengths;
+    I.-H. Chu et al., Comput. Mater. Sci. 146, 184, 2018), and the volume of the parent unchanged.
 
     Returns:
         For ``"ours"``, ``"RLS"``, ``"DLS"``, ``"parent"``: ``n`` (pairs), ``median`` and ``q90`` (90 % quantile) of
