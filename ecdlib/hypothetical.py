@@ -31,15 +31,14 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Element, Lattice, Structure
+from tqdm import tqdm
 
 from ecdlib.datasets import (
-    available_cores,
     cached_array,
     data_hashes,
     load_crystals,
@@ -128,10 +127,6 @@ def prototype(structure: Structure) -> str:
     return "_".join([anonymous, str(found.number), *(each for _, each in order)])
 
 
-def _prototypes(structures: list[Structure]) -> list[str]:
-    return [prototype(structure) for structure in structures]
-
-
 @lru_cache(maxsize=1)
 def _structures() -> dict[str, Structure]:
     return load_structures()
@@ -149,18 +144,13 @@ def known_crystals() -> pd.DataFrame:
     """The bundled crystals of two or more elements, indexed by name.
 
     Columns: prototype, spacegroup (of the prototype), formula (:data:`Formula`), n_atoms, volume (Å³ per atom),
-    parent (may be decorated). Symmetry is found once, with at most two processes, and kept in ``_build/cache``.
+    parent (may be decorated). Symmetry is found once, in about a minute, and kept in ``_build/cache``.
     """
     structures = _structures()
 
     def make() -> NDArray[Any]:
-        every = list(structures.values())
-        jobs = min(2, available_cores())
-        parts = joblib.Parallel(jobs)(joblib.delayed(_prototypes)(every[i::20]) for i in range(20))
-        labels = np.empty(len(every), dtype=object)
-        for i, part in enumerate(parts):
-            labels[i::20] = part
-        return labels.astype(str)
+        bar = tqdm(structures.values(), desc="Prototypes", unit=" crystals")
+        return np.array([prototype(structure) for structure in bar])
 
     hashes = data_hashes()
     made_of = [hashes[f"{name}.json.xz"] for name in ("mp_structures", "mp_binary_structures")]

@@ -1,13 +1,42 @@
-"""Chunks of work on processes of this machine or on a Dask cluster, with bounded memory."""
+"""Work on processes of this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from ecdlib.errors import EcdError
 
 Result = TypeVar("Result")
+#: What numpy and torch read when they are imported.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def _one_thread() -> None:
+    os.environ.update(ONE_THREAD)
+
+
+def in_processes(
+    work: Callable[..., Result], calls: Sequence[tuple[Any, ...]], workers: int
+) -> Iterator[tuple[int, Result]]:
+    """Number of the call and ``work(*call)`` as they complete, on fresh processes with one thread each.
+
+    A single worker or call is this process itself. A script that uses more must guard what it does itself by
+    ``if __name__ == "__main__"``.
+    """
+    if workers == 1 or len(calls) < 2:
+        yield from ((i, work(*call)) for i, call in enumerate(calls))
+        return
+    pool = ProcessPoolExecutor(min(workers, len(calls)), multiprocessing.get_context("spawn"), _one_thread)
+    try:
+        running = {pool.submit(work, *call): i for i, call in enumerate(calls)}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def map_chunks(
@@ -25,14 +54,14 @@ def map_chunks(
         EcdError: no answer from the scheduler.
     """
     import dask
-    from distributed import Client, LocalCluster, as_completed
+    from distributed import Client, LocalCluster
+    from distributed import as_completed as completed
 
     if workers == 1 and scheduler is None:
         yield from (work(chunk, *arguments) for chunk in chunks)
         return
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     dask.config.set(
-        {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.nanny.pre-spawn-environ": threads}
+        {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.nanny.pre-spawn-environ": ONE_THREAD}
     )
     cluster = None
     if scheduler is None:
@@ -46,7 +75,7 @@ def map_chunks(
     try:
         waiting = iter(chunks)
         window = max(3 * len(client.scheduler_info(n_workers=-1)["workers"]), 3)
-        running = as_completed(
+        running = completed(
             [client.submit(work, c, *arguments, pure=False) for _, c in zip(range(window), waiting, strict=False)]
         )
         for future in running:
