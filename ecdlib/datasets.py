@@ -24,6 +24,16 @@ from ecdlib.store import DensityStore, sha256
 
 #: Root of the checkout: holds data/, notebooks/ and book/.
 ROOT = Path(__file__).resolve().parent.parent
+#: Labelled properties and units. LatentMatFusion calls the cohesive energy (free atoms) a formation energy; the true
+#: one is the last.
+PROPERTIES = {
+    "bulk_modulus": "GPa",
+    "youngs_modulus": "GPa",
+    "shear_modulus": "GPa",
+    "cohesive_energy": "eV/atom",
+    "debye_temperature": "K",
+    "formation_energy": "eV/atom",
+}
 #: Crystal systems from low to high symmetry, and the last space group of each.
 SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 LAST_GROUPS = (2, 15, 74, 142, 167, 194, 230)

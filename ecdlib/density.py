@@ -14,6 +14,7 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 from ecdlib.errors import EcdError
 
 Floats = NDArray[np.floating[Any]]
+SYMPREC = 0.01  #: Å, within which atoms of a crystal structure count as equivalent
 
 
 def symmetry_dataset(cell: Any, symprec: float) -> Any:
@@ -30,6 +31,11 @@ def symmetry_dataset(cell: Any, symprec: float) -> Any:
             return spglib.get_symmetry_dataset(cell, symprec=symprec)
         except spglib.SpglibError:
             return None
+
+
+def symmetry(structure: Structure) -> Any:
+    """spglib's symmetry dataset of a crystal within :data:`SYMPREC`; None if none is found."""
+    return symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), SYMPREC)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ from pymatgen.symmetry.groups import PointGroup, SpaceGroup
 from ecdlib import gpaw_script
 from ecdlib.compute import RECIPE, find_gpaw_python, run_gpaw
 from ecdlib.datasets import data_file, load_structures
-from ecdlib.density import symmetry_dataset
+from ecdlib.density import symmetry
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.preprocess import fast_length
+from ecdlib.sound import poisson_ratio, youngs_modulus
 
 Floats = NDArray[np.float64]
 Mode = Literal["volume", "tetragonal", "shear"]
@@ -254,14 +255,10 @@ def voigt_reuss_hill(C: ArrayLike) -> dict[str, Any]:
         "G_voigt": G_voigt,
         "G_reuss": G_reuss,
         "G": G,
-        "E": 9 * K * G / (3 * K + G),
-        "nu": (3 * K - 2 * G) / (6 * K + 2 * G),
+        "E": youngs_modulus(K, G),
+        "nu": poisson_ratio(K, G),
     }
     return {name: np.asarray(v)[()] if stiffness.ndim > 2 else float(v) for name, v in moduli.items()}
-
-
-def _symmetry(structure: Structure) -> Any:
-    return symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), 1e-2)
 
 
 def orthogonal_cell(structure: Structure) -> Structure:
@@ -274,11 +271,11 @@ def orthogonal_cell(structure: Structure) -> Structure:
     Raises:
         EcdError: not cubic, or an atom that is no centre of inversion: a strain would move it within the cell.
     """
-    given = _symmetry(structure)
+    given = symmetry(structure)
     if given is None or given.number < 195:
         raise EcdError(structure.formula, "is not cubic", "Take a cubic crystal.")
     cubic = Structure(given.std_lattice, [Element.from_Z(z) for z in given.std_types], given.std_positions)
-    found = _symmetry(cubic)
+    found = symmetry(cubic)
     shifts = found.translations[(found.rotations == -np.eye(3)).all(axis=(1, 2))]
     moved = 2 * cubic.frac_coords[:, None] - shifts
     if not (abs(moved - moved.round()) < 1e-2).all(-1).any(-1).all():

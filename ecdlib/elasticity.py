@@ -20,6 +20,7 @@ from scipy.optimize import minimize
 
 from ecdlib.artifacts import provenance
 from ecdlib.datasets import (
+    PROPERTIES,
     available_cores,
     bundled_in,
     crystal_system,
@@ -32,7 +33,6 @@ from ecdlib.density import Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import scores
 from ecdlib.experiments import read_partial, save_partial
-from ecdlib.fusion import PROPERTIES
 from ecdlib.graphs import CrystalGraphs, cached_graphs, crystal_graphs
 from ecdlib.models.cgcnn import CGCNN, atom_vectors
 from ecdlib.models.six_features import SIX_FEATURE_MODELS, six_features
@@ -42,7 +42,7 @@ from ecdlib.training import TorchRegressor, TrainingSettings, pick_device, set_a
 
 #: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
 TARGETS: dict[str, dict[str, str]] = {
-    "matbench": {"bulk_modulus": "GPa", "shear_modulus": "GPa"},
+    "matbench": {t: PROPERTIES[t] for t in ("bulk_modulus", "shear_modulus")},
     "fusion": PROPERTIES,
 }
 LOGARITHMIC = {"bulk_modulus", "shear_modulus", "youngs_modulus", "debye_temperature"}
@@ -149,7 +149,7 @@ def from_learned(values: Floats, targets: Sequence[str]) -> Floats:
     return np.where(logs, 10 ** np.where(logs, values, 0), values)
 
 
-def make_network(p: CgcnnParameters, n_targets: int, seed: int, checkpoint: Path | None = None) -> TorchRegressor:
+def make_network(p: CgcnnParameters, n_targets: int, seed: int, checkpoint: Path) -> TorchRegressor:
     """Unfitted network of one member of the ensemble: one cosine from the initial learning rate to zero."""
     settings = TrainingSettings(
         epochs=p.epochs,
@@ -161,9 +161,7 @@ def make_network(p: CgcnnParameters, n_targets: int, seed: int, checkpoint: Path
         seed=seed,
         held_out=p.held_out,
     )
-    return TorchRegressor(
-        lambda: CGCNN(n_targets), settings, p.device, None if checkpoint is None else str(checkpoint), progress=False
-    )
+    return TorchRegressor(lambda: CGCNN(n_targets), settings, p.device, str(checkpoint), progress=False)
 
 
 @dataclass(frozen=True)
@@ -183,25 +181,23 @@ class ElasticityResult:
         """Names of the columns."""
         return list(self.meta["targets"])
 
-    def scores(self, target: str, role: int = TEST, fold: int | None = None) -> dict[str, float]:
+    def scores(self, target: str, role: int = TEST) -> dict[str, float]:
         """Errors: ``MAE``, ``R2`` in the unit; ``log MAE``, ``log R2`` of what is learned; averaged over folds.
 
         Args:
             role: of the crystals in each fold; of the first member.
-            fold: one of them; None for the mean over all.
         """
         t = self.targets.index(target)
         rows = []
-        for k in range(len(self.role)) if fold is None else [fold]:
+        for k in range(len(self.role)):
             chosen = (self.role[k] == role) & np.isfinite(self.truth[:, t])
             rows.append(_errors(self.truth[chosen, t], self.fitted[k, chosen, t], target))
         return {str(k): float(v) for k, v in pd.DataFrame(rows).mean().items()}
 
-    def ensemble_scores(self, target: str, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    def ensemble_scores(self, target: str) -> dict[str, float]:
         """The same errors of the whole ensemble on test crystals, all folds together."""
         t = self.targets.index(target)
         known = np.isfinite(self.truth[:, t]) & np.isfinite(self.crossed[:, t])
-        known &= True if chosen is None else chosen
         return {"n": int(known.sum())} | _errors(self.truth[known, t], self.crossed[known, t], target)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ecdlib.artifacts import provenance
-from ecdlib.datasets import bundled_in, cached_array, data_file, data_hashes, load_crystals
+from ecdlib.datasets import PROPERTIES, bundled_in, cached_array, data_file, data_hashes, load_crystals
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import deal, scores
@@ -28,16 +28,6 @@ from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
 from ecdlib.parameters import FusionParameters
 from ecdlib.store import sha256
 from ecdlib.training import TorchRegressor, TrainingSettings
-
-#: Properties and units. The paper calls the cohesive energy (free atoms) a formation energy; the true one is the last.
-PROPERTIES = {
-    "bulk_modulus": "GPa",
-    "youngs_modulus": "GPa",
-    "shear_modulus": "GPa",
-    "cohesive_energy": "eV/atom",
-    "debye_temperature": "K",
-    "formation_energy": "eV/atom",
-}
 
 
 def magpie(crystals: pd.DataFrame) -> Floats:

@@ -17,14 +17,13 @@ from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch import Tensor
 
 from ecdlib.datasets import ROOT
-from ecdlib.density import symmetry_dataset
+from ecdlib.density import symmetry
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.store import sha256
 
 RADIUS = 8.0  #: Å, within which neighbours are looked for
 NEIGHBOURS = 12  #: nearest neighbours of an atom that become edges
 TIE = 0.01  #: Å: neighbours no farther than this beyond the last one belong to its shell and are kept, too
-SYMPREC = 0.01  #: Å, within which atoms count as equivalent by symmetry
 
 
 def neighbours(
@@ -121,11 +120,6 @@ def _gather(offset: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     return indices + torch.repeat_interleave(offset[chosen] - new[:-1], sizes), new
 
 
-def symmetry(structure: Structure) -> Any:
-    """spglib's symmetry dataset of a crystal, None if there is none."""
-    return symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), SYMPREC)
-
-
 def crystal_graph(structure: Structure, ties: bool = True, distinct: bool = True, found: Any = None) -> CrystalGraphs:
     """Graph of one crystal.
 
@@ -137,7 +131,7 @@ def crystal_graph(structure: Structure, ties: bool = True, distinct: bool = True
     Args:
         ties: keep the last shell of neighbours whole; a graph with cut shells has no symmetry and keeps all atoms.
         distinct: False keeps all atoms.
-        found: its :func:`symmetry`, if that is known already; finding it takes longer than all the rest.
+        found: its :func:`ecdlib.density.symmetry`, if that is known already; finding it takes longer than all the rest.
 
     Raises:
         EcdError: see :func:`neighbours`; also a disordered crystal.

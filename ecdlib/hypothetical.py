@@ -45,11 +45,10 @@ from ecdlib.datasets import (
     load_matbench_elasticity,
     load_structures,
 )
-from ecdlib.density import symmetry_dataset
+from ecdlib.density import SYMPREC, symmetry
 from ecdlib.errors import EcdError
 from ecdlib.sources import RADIOACTIVE, Candidate
 
-SYMPREC = 0.01  #: Å, of the prototype's symmetry
 MAX_ATOMS = 40  #: atoms in a parent's cell
 REACH = 3  #: largest difference of Mendeleev numbers between an element and what replaces it
 SIZE_RATIO = 2.0  #: largest ratio of the volumes that an element and what replaces it take (see VolumeModel)
@@ -110,7 +109,7 @@ def prototype(structure: Structure) -> str:
     'AB_221_a_b'
     """
     numbers = list(structure.atomic_numbers)
-    found = symmetry_dataset((structure.lattice.matrix, structure.frac_coords, numbers), SYMPREC)
+    found = symmetry(structure)
     if found is None:
         return ""
     orbits: dict[int, dict[int, str]] = defaultdict(dict)

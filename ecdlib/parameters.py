@@ -59,6 +59,15 @@ def _table(file: str) -> str:
     return str(Path(file).resolve())  # notebooks run in another folder
 
 
+Target = Literal[
+    "all",
+    "bulk_modulus",
+    "youngs_modulus",
+    "shear_modulus",
+    "cohesive_energy",
+    "debye_temperature",
+    "formation_energy",
+]
 Size = Annotated[int, AfterValidator(_odd)]
 Channels = Annotated[Literal[8, 16, 32], BeforeValidator(int)]  # the command line gives text
 Degree = Annotated[Literal[2, 4], BeforeValidator(int)]
@@ -250,15 +259,7 @@ class FusionParameters(Parameters):
     crystals: Literal["densities", "all"] = Field(
         "densities", description="the crystals with a density here, or all labelled ones (inputs=magpie)"
     )
-    target: Literal[
-        "all",
-        "bulk_modulus",
-        "youngs_modulus",
-        "shear_modulus",
-        "cohesive_energy",
-        "debye_temperature",
-        "formation_energy",
-    ] = Field("bulk_modulus", description="what is learned")
+    target: Target = Field("bulk_modulus", description="what is learned")
     protocol: Literal["leak-free", "drop-outliers", "fit-on-all", "as-published"] = Field(
         "leak-free",
         description="drop-outliers: of the target, before splitting; fit-on-all: scaling and principal components "
@@ -316,15 +317,7 @@ class CgcnnParameters(Parameters):
         description="matbench: its entries that have a structure here, official folds; matbench-official: all of "
         "them, from the network; fusion: the 6,059 crystals of LatentMatFusion, published split",
     )
-    target: Literal[
-        "all",
-        "bulk_modulus",
-        "youngs_modulus",
-        "shear_modulus",
-        "cohesive_energy",
-        "debye_temperature",
-        "formation_energy",
-    ] = Field("all", description="what is learned; all: one network with several outputs")
+    target: Target = Field("all", description="what is learned; all: one network with several outputs")
     folds: Literal["first", "all"] = Field("first", description="folds that are trained and tested")
     members: int = Field(1, ge=1, le=100, description="networks of the ensemble in each fold")
     ties: bool = Field(True, description="keep the last shell of neighbours whole; False: cut it at twelve")

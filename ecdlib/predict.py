@@ -204,7 +204,7 @@ class FusionPredictor:
     @property
     def unit(self) -> str:
         """Unit of the property."""
-        from ecdlib.fusion import PROPERTIES
+        from ecdlib.datasets import PROPERTIES
 
         return PROPERTIES[self.target]
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from ecdlib.artifacts import provenance
 from ecdlib.datasets import available_cores, crystal_system, data_file, data_hashes
+from ecdlib.density import symmetry
 from ecdlib.elasticity import ElasticityModel, load_elasticity_model
 from ecdlib.errors import EcdError, atomic_write
-from ecdlib.graphs import crystal_graph, join, symmetry
+from ecdlib.graphs import crystal_graph, join
 from ecdlib.models.cgcnn import N_ELEMENTS
 from ecdlib.scheduling import map_chunks
 from ecdlib.sound import QUANTITIES, elastic_quantities
@@ -76,7 +77,7 @@ def describe(candidate: Candidate, found: Any) -> dict[str, Any]:
     """What the table says of a crystal besides predictions.
 
     Args:
-        found: its :func:`ecdlib.graphs.symmetry`.
+        found: its :func:`ecdlib.density.symmetry`.
 
     Raises:
         EcdError: no symmetry found, elements beyond fermium.
@@ -223,7 +224,8 @@ def screen(
                 seconds, last = time.monotonic() - last, time.monotonic()
                 note = {"failed": json.dumps(wrong), "seconds": json.dumps(seconds)}
                 with atomic_write(parts / f"{number:06d}.parquet") as temporary:
-                    pq.write_table(_as_arrow(table).replace_schema_metadata(note), temporary, compression="zstd")
+                    rows = pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False)
+                    pq.write_table(rows.replace_schema_metadata(note), temporary, compression="zstd")
                 bar.update(len(table))
         files = sorted(parts.glob("[0-9]*.parquet"))
         notes = [pq.read_schema(file).metadata for file in files]
@@ -248,10 +250,6 @@ def screen(
             predicted += rows.num_rows
     _remove(parts)
     return Screened(predicted, failed)
-
-
-def _as_arrow(table: pd.DataFrame) -> pa.Table:
-    return pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False)
 
 
 def _resume(parts: Path, label: dict[str, Any]) -> int:

@@ -124,7 +124,7 @@ def fit(
         schedule.load_state_dict(state["schedule"])
         losses, checked, best = state["losses"], state["checked"], state["best"]
     model.train()
-    mixed = settings.precision == "bfloat16"
+    mixed, unknown = settings.precision == "bfloat16", _unknown(y)
     bar = tqdm(range(len(losses), settings.epochs), initial=len(losses), total=settings.epochs, disable=not progress)
     for epoch in bar:
         if settings.patience and len(checked) - 1 - int(np.argmin(checked or [0])) >= settings.patience:
@@ -141,7 +141,7 @@ def fit(
                 inputs = X[batch] if augment is None else augment(X[batch], generator)
                 prediction = model(inputs)
             residual = prediction.float() - (inputs if y is None else y[batch])
-            loss = _known(residual, y, batch).square().mean()
+            loss = _known(residual, unknown, batch).square().mean()
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
@@ -176,19 +176,24 @@ def _digest(*inputs: Inputs | None) -> str:
     return digest.hexdigest()
 
 
-def _known(error: Tensor, y: Tensor | None, batch: Tensor) -> Tensor:
-    """Errors of what has a target, where there are targets that are NaN."""
-    return error if y is None or not (unknown := y[batch].isnan()).any() else error[~unknown]
+def _unknown(y: Tensor | None) -> Tensor | None:
+    """Where targets are NaN; None if none is."""
+    return y.isnan() if y is not None and y.isnan().any() else None
+
+
+def _known(error: Tensor, unknown: Tensor | None, batch: Tensor) -> Tensor:
+    """Errors of what has a target."""
+    return error if unknown is None else error[~unknown[batch]]
 
 
 @torch.no_grad()
 def _loss(model: nn.Module, X: Inputs, y: Tensor | None, batch_size: int) -> float:
     """Mean squared error in evaluation mode."""
     model.eval()
-    total = 0.0
+    total, unknown = 0.0, _unknown(y)
     for batch in torch.arange(len(X), device=next(model.parameters()).device).split(batch_size):
         error = model(X[batch]).float() - (X[batch] if y is None else y[batch])
-        total += float(_known(error, y, batch).square().mean()) * len(batch)
+        total += float(_known(error, unknown, batch).square().mean()) * len(batch)
     model.train()
     return total / len(X)
 
