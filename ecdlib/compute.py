@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def compute_density(
     poscar: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    sets: Mapping[str, str] | None = None,
     python: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ChargeDensity:
@@ -81,6 +82,7 @@ def compute_density(
             ``cell`` (3, 3), Å; ``positions`` (n_atoms, 3), fractional; ``numbers`` (n_atoms,); ``energy``, eV per
             cell, relative to GPAW's non-spin-polarized reference atoms; ``n_electrons``, ``spacegroup``, ``gpaw``
             (its version), ``convention``.
+        sets: names of GPAW's other PAW sets by element, ``{"Na": "1"}`` for ``Na.1.PBE``; the standard ones if None.
         python: the interpreter that has GPAW; searched for if None (see :func:`find_gpaw_python`).
         progress: called with one line of text per iteration.
 
@@ -96,11 +98,12 @@ def compute_density(
     if not poscar.is_file():
         raise EcdError(poscar, "no such file", "Give the path of a POSCAR.")
     interpreter = find_gpaw_python(python)
+    choices = [f"{element}={name}" for element, name in (sets or {}).items()]
     with tempfile.TemporaryDirectory(prefix="ecd-compute-") as folder:
         # Away from ecdlib's own folder: Python puts a script's folder first among those it imports from.
         script = shutil.copy(gpaw_script.__file__, folder)
         result = Path(folder, "density.npz")
-        about = run_gpaw([interpreter, script, str(poscar.absolute()), str(result)], poscar, folder, progress)
+        about = run_gpaw([interpreter, script, str(poscar.absolute()), str(result), *choices], poscar, folder, progress)
         density = read_npz(result)
         if out is not None:
             with atomic_write(out) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,7 @@ class ChargeDensity:
             different conventions hold different numbers of electrons and are not comparable.
         history: the steps applied so far, oldest first.
         vasp: what else the CHGCAR held, until a step changes the density.
+        valence: valence electrons of each element, where the file or the user says so.
 
     Raises:
         EcdError: values that are not finite, a flat or empty grid, a cell without volume, unknown species,
@@ -76,6 +78,7 @@ class ChargeDensity:
     convention: str | None = None
     history: tuple[str, ...] = ()
     vasp: VaspBlocks | None = None
+    valence: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.evaluation import deal
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, bundled_features
 from ecdlib.models import MODELS
-from ecdlib.parameters import TrainingParameters
+from ecdlib.parameters import TrainingParameters, resolve
+from ecdlib.portability import ROUTES, Route, pair_names, pair_statistics
 from ecdlib.preprocess import redistribute_negative_charge, resample, to_conventional
 
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
@@ -38,6 +39,9 @@ class Experiment:
     crossed: Floats  #: 10-fold cross-validation over all crystals
     losses: Floats  #: training loss of each epoch of the model trained on nine tenths; empty for other models
     meta: dict[str, Any]  #: parameters, targets, seconds, provenance
+    #: by route (:data:`ecdlib.portability.ROUTES`), predictions from the pairs' other densities, by models that have
+    #: not seen the crystal where there is a 10-fold cross-validation; ``(pairs, targets)``
+    pairs: dict[Route, Floats] = field(default_factory=dict)
 
     @property
     def test(self) -> NDArray[np.bool_]:
@@ -57,6 +61,14 @@ class Experiment:
             "10-fold": float(np.abs(self.crossed - self.truth)[:, t].mean()),
         }
 
+    def movement(self, target: str) -> pd.DataFrame:
+        """How far a change of the valence convention moves predictions: one row for each pair, one column a route."""
+        t = self.meta["targets"].index(target)
+        predicted = self.fitted if np.isnan(self.crossed).all() else self.crossed
+        own = pd.Series(predicted[:, t], index=self.names)
+        moved = {r: pd.Series(values[:, t], index=pair_names(r)) for r, values in self.pairs.items()}
+        return pd.DataFrame({r: values - own.reindex(values.index) for r, values in moved.items()})
+
     @property
     def has_cv(self) -> bool:
         """Whether the 9-fold cross-validation was made."""
@@ -66,7 +78,22 @@ class Experiment:
 def slug(p: TrainingParameters) -> str:
     """Name of an experiment's file: model, target, seed, and epochs for networks."""
     trained = f"--{p.epochs}" if hasattr(build(p), "settings") else ""
-    return f"{p.model}--{p.target}{trained}--seed{p.seed}"
+    kind = "-portable" * (p.convention == "portable") + "-augmented" * p.augment
+    return f"{p.model}{kind}--{p.target}{trained}--seed{p.seed}"
+
+
+def settings(p: TrainingParameters) -> list[FeatureSettings]:
+    """Features of each channel."""
+    conventions: tuple[Any, ...] = ("gpaw", "chemical") if p.convention == "portable" else ("computed",)
+    return [FeatureSettings(size=p.size, voxel=p.voxel, convention=c) for c in conventions]
+
+
+def arrange(model: str, channels: list[Floats]) -> Floats:
+    """What a model takes, from the ``(n, k + 12)`` statistics of each channel."""
+    if MODELS[model].inputs == "statistics":
+        return np.hstack(channels)
+    correlations = [c[:, : -len(QUANTILE_NAMES)] for c in channels]
+    return np.stack(correlations, axis=1) if len(channels) > 1 else correlations[0]
 
 
 def inputs(p: TrainingParameters, names: list[str]) -> Any:
@@ -76,10 +103,12 @@ def inputs(p: TrainingParameters, names: list[str]) -> Any:
     """
     kind = MODELS[p.model].inputs
     if kind in ("correlations", "statistics"):
-        features, report = bundled_features(FeatureSettings(size=p.size, voxel=p.voxel), names if p.crystals else None)
-        rows = report.index.get_indexer(pd.Index(names))
-        quantiles = report[list(QUANTILE_NAMES)].to_numpy()[rows]
-        return features[rows] if kind == "correlations" else np.hstack([features[rows], quantiles])
+        channels = []
+        for s in settings(p):
+            features, report = bundled_features(s, names if p.crystals else None)
+            rows = report.index.get_indexer(pd.Index(names))
+            channels.append(np.hstack([features[rows], report[list(QUANTILE_NAMES)].to_numpy()[rows]]))
+        return arrange(p.model, channels)
     store = load_densities("cubic")
     if kind == "composition":
         return store.table.loc[names, "formula"].to_numpy()
@@ -88,6 +117,14 @@ def inputs(p: TrainingParameters, names: list[str]) -> Any:
         cell = redistribute_negative_charge(to_conventional(store[name])).density
         grids.append(resample(cell.values, (p.grid,) * 3).astype(np.float32))
     return np.stack(grids)[:, None]
+
+
+def pair_inputs(p: TrainingParameters) -> dict[Route, Floats]:
+    """What the model takes for the pairs' other densities, by route; empty for models that take no correlations."""
+    if MODELS[p.model].inputs not in ("correlations", "statistics") or p.crystals:
+        return {}
+    routes: list[Route] = [r for r in ROUTES if (r == "as computed") == (p.convention == "computed")]
+    return {r: arrange(p.model, [pair_statistics(s, r) for s in settings(p)]) for r in routes}
 
 
 def build(p: TrainingParameters, checkpoint: Path | None = None, progress: bool = True) -> Any:
@@ -116,7 +153,13 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
     if len(targets) != MODELS[p.model].targets:
         remedy = "Models C take target=both, the others one target."
         raise EcdError(f"model={p.model} target={p.target}", "do not fit together", remedy)
-    if out.is_file() and load_experiment(out).meta["parameters"] != p.model_dump():
+    if p.augment and (p.convention != "portable" or p.crystals):
+        remedy = "Take convention=portable and crystals=0, or augment=false."
+        raise EcdError("augment=true", "needs converted densities of the pairs", remedy)
+    if p.convention == "portable" and MODELS[p.model].inputs not in ("correlations", "statistics"):
+        remedy = "Take a model on correlations, such as density-gpr or octahedral-a."
+        raise EcdError(f"convention=portable model={p.model}", "do not fit together", remedy)
+    if out.is_file() and resolve("training", load_experiment(out).meta["parameters"]) != p:
         raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with --out.")
     labels = load_cubic_targets()
     if p.crystals:
@@ -129,7 +172,8 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
 
     partial = out.with_suffix(".partial.npz")
     done = _load_partial(partial, p, provenance(name, p.model_dump(), 0))
-    X = inputs(p, names)
+    X, others = inputs(p, names), pair_inputs(p)
+    rows = {r: pd.Index(names).get_indexer(pd.Index(np.array(pair_names(r)))) for r in others}
     for number, (kind, k) in enumerate(fits, 1):
         key = f"{kind}-{k}"
         if key in done:
@@ -139,12 +183,23 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
         checkpoint = out.with_suffix(f".{key}.checkpoint")
         if progress:
             print(f"[{number}/{len(fits)}] {p.model}, {p.target}: {kind}, {train.sum()} crystals", flush=True)
-        model = build(p, checkpoint, progress).fit(X[train], truth[train] if len(targets) > 1 else truth[train, 0])
+        learned, values = X[train], truth[train]
+        if p.augment:
+            seen = train[rows["shells"]]
+            learned = np.concatenate([learned, others["shells"][seen]])
+            values = np.concatenate([values, truth[rows["shells"][seen]]])
+        model = build(p, checkpoint, progress).fit(learned, values if len(targets) > 1 else values[:, 0])
         predicted = np.full(truth.shape, np.nan)
         shown = np.ones(len(names), bool) if kind == "fitted" else fold == k
         predicted[shown] = np.asarray(model.predict(X[shown])).reshape(-1, len(targets))
         done[key] = predicted
         done[f"seconds-{key}"] = np.array(time.perf_counter() - begun)
+        for r in others if kind != "validated" else ():
+            mine = fold[rows[r]] == k if p.protocol == "10-fold" else np.ones(len(rows[r]), bool)
+            moved = np.full((len(mine), len(targets)), np.nan)
+            if mine.any():
+                moved[mine] = np.asarray(model.predict(others[r][mine])).reshape(-1, len(targets))
+            done[f"pairs/{r}-{k}"] = moved
         if kind == "fitted":
             done |= _inside(model, keep=MODELS[p.model].inputs in ("correlations", "statistics"))
         save_partial(partial, done)
@@ -163,6 +218,7 @@ def run_experiment(p: TrainingParameters, out: Path, *, name: str = "ecd train",
         predictions["crossed"][fold == 0] = predictions["fitted"][fold == 0]
     else:
         predictions["crossed"][:] = np.nan
+    predictions |= {f"pairs/{r}": _join(done, f"pairs/{r}", (len(rows[r]), len(targets))) for r in others}
     small: Any = {key: value.astype(np.float32) for key, value in predictions.items()}
     with atomic_write(out) as temporary:
         np.savez_compressed(
@@ -178,7 +234,7 @@ def _inside(model: Any, keep: bool) -> dict[str, Any]:
         weights = {f"weights/{k}": v.cpu().numpy() for k, v in model.module_.state_dict().items() if keep}
         return {"losses": np.array(model.losses_, dtype=np.float32)} | weights
     state = {k: np.asarray(v) for k, v in getattr(model, "state", {}).items()}
-    return {f"weights/{k}": v.astype(np.float32) if v.ndim == 2 else v for k, v in state.items()}
+    return {f"weights/{k}": v.astype(np.float32) if v.ndim > 1 else v for k, v in state.items()}
 
 
 def _join(done: dict[str, Any], kind: str, shape: tuple[int, ...]) -> Floats:
@@ -233,7 +289,9 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
             fields = ("names", "fold", "truth", "fitted", "validated", "crossed")
             losses = z["losses"] if "losses" in z else np.array([])
-            return Experiment(**{f: z[f] for f in fields}, losses=losses, meta=json.loads(str(z["meta"])))
+            pairs = {route: z[f"pairs/{route}"] for route in ROUTES if f"pairs/{route}" in z}
+            meta = json.loads(str(z["meta"]))
+            return Experiment(**{f: z[f] for f in fields}, losses=losses, meta=meta, pairs=pairs)
     except DAMAGED as error:
         raise EcdError(path, "is no readable result", "Make it with `ecd train`.") from error
 

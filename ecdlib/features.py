@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from ecdlib.io import read_density
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 from ecdlib.scheduling import map_chunks
 from ecdlib.store import DensityStore, sha256
+from ecdlib.valence import Valence, to_convention
 
 #: Columns of the report that hold :func:`ecdlib.correlations.density_quantiles`.
 QUANTILE_NAMES = tuple(f"quantile {q:g}" for q in QUANTILES)
@@ -43,10 +44,20 @@ class FeatureSettings:
     voxel: float = 0.2  #: voxel width, Å
     field: Field = "sqrt"  #: correlate √ρ (the paper) or the density itself
     conversion: Literal["fourier", "trilinear"] = "fourier"  #: way to the conventional cell
+    #: the density as computed, or smoothed and in a valence convention (:data:`ecdlib.valence.Target`)
+    convention: Literal["computed", "gpaw", "chemical"] = "computed"
 
 
-def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSettings()) -> tuple[Floats, dict[str, Any]]:
-    """Conventional cell, no negative charge, autocorrelation on the standard grid.
+def featurize(
+    density: ChargeDensity,
+    settings: FeatureSettings = FeatureSettings(),
+    valence: Valence | None = None,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[Floats, dict[str, Any]]:
+    """Valence convention, conventional cell, no negative charge, autocorrelation on the standard grid.
+
+    Args:
+        valence, calibration: for :func:`ecdlib.valence.to_convention`, if the settings ask for a convention.
 
     Returns:
         ``(size, size, size)`` features, and a row for the report: electrons and electrons moved out of negative
@@ -56,6 +67,8 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
     Raises:
         EcdError: a density that cannot be converted.
     """
+    if settings.convention != "computed":
+        density = to_convention(density, settings.convention, valence, calibration=calibration)
     cell = to_conventional(density, settings.conversion)
     filled = redistribute_negative_charge(cell)
     multiple = cell.volume / density.volume
@@ -79,13 +92,18 @@ def featurize(density: ChargeDensity, settings: FeatureSettings = FeatureSetting
     return standardized_autocorrelation(filled.density, settings.size, settings.voxel, settings.field), row
 
 
-def statistics(density: ChargeDensity, settings: FeatureSettings = FeatureSettings()) -> tuple[Floats, Floats]:
+def statistics(
+    density: ChargeDensity,
+    settings: FeatureSettings = FeatureSettings(),
+    valence: Valence | None = None,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[Floats, Floats]:
     """What :func:`bundled_features` keeps of one density: distinct values of the autocorrelation, and quantiles (e/Å³).
 
     Raises:
         EcdError: see :func:`featurize`.
     """
-    correlation, row = featurize(density, settings)
+    correlation, row = featurize(density, settings, valence, calibration)
     return cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
 
 
@@ -255,8 +273,8 @@ def bundled_features(
     stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
     sources = {source.split("::")[1]: source for source in expand_sources(stores)}
     names = [n for path in stores for n in DensityStore(path).names] if names is None else list(names)
-    modules = ("density", "store", "preprocess", "correlations", "features")
-    files = [*(Path(__file__).with_name(f"{m}.py") for m in modules), *stores]
+    modules = ("density", "store", "preprocess", "correlations", "features", "valence")
+    files = [*(Path(__file__).with_name(f"{m}.py") for m in modules), *stores, data_file("valence/form_factors.npz")]
     key = hashlib.sha256(
         json.dumps([*map(sha256, files), asdict(settings), names, library_versions()]).encode()
     ).hexdigest()[:16]

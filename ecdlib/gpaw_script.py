@@ -3,11 +3,12 @@
 A script of its own: it needs only gpaw, ase, spglib and numpy, and no other part of ecdlib, because GPAW often lives
 in another Python (Debian's, say). :func:`ecdlib.compute.compute_density` runs it. By hand, with OMP_NUM_THREADS=1::
 
-    python3 gpaw_script.py POSCAR OUT.npz
+    python3 gpaw_script.py POSCAR OUT.npz [Na=1 ...]
 
 Density = pseudo density - pseudo core + valence compensation charges, on GPAW's fine FFT grid, in e/Å³. It integrates
 to the number of valence electrons, may be negative close to nuclei, and is band-limited. The parameters are fixed:
-they are those of the bundled densities (GPAW 22.8.0, data sets 0.9.20000), and only equal recipes compare.
+they are those of the bundled densities (GPAW 22.8.0, data sets 0.9.20000), and only equal recipes compare. What
+follows the files chooses other PAW sets for single elements: ``Na=1`` takes ``Na.1.PBE``, with one valence electron.
 
 It writes lines of JSON to its standard output: ``{"iteration": 7, "of": 120}`` while it runs, then
 ``{"done": {...}}``, or ``{"error": {"problem": ..., "remedy": ...}}`` and exit status 1.
@@ -89,8 +90,8 @@ def say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def calculator(spin: bool, **grids: Any) -> Any:
-    """GPAW with the recipe's parameters; ``grids`` are k-points and, if given, points in real space."""
+def calculator(spin: bool, **others: Any) -> Any:
+    """GPAW with the recipe's parameters; ``others`` are k-points and, if given, points in real space and PAW sets."""
     from gpaw import GPAW, PW, MarzariVanderbilt, Mixer, MixerSum
 
     return GPAW(
@@ -101,12 +102,16 @@ def calculator(spin: bool, **grids: Any) -> Any:
         txt=None,
         mixer=MixerSum(0.2, 8, 30) if spin else Mixer(0.25, 8, 30),
         convergence={"density": 1e-5, "energy": 1e-5, "eigenstates": 1e-7},
-        **grids,
+        **others,
     )
 
 
-def compute(poscar: str, out: str) -> dict[str, Any]:
-    """Compute the crystal in ``poscar``, write ``out`` (.npz), return what a caller wants to know of it."""
+def compute(poscar: str, out: str, *sets: str) -> dict[str, Any]:
+    """Compute the crystal in ``poscar``, write ``out`` (.npz), return what a caller wants to know of it.
+
+    Args:
+        sets: ``element=name`` of PAW sets other than the standard ones.
+    """
     try:
         given: Any = read(poscar, format="vasp")
         if not (len(given) and abs(given.get_volume()) > 1e-3):
@@ -124,7 +129,9 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
     spin = any(s in MOMENTS for s in atoms.symbols)
     if spin:
         atoms.set_initial_magnetic_moments([MOMENTS.get(s, 0.0) for s in atoms.symbols])
-    atoms.calc = calc = calculator(spin, kpts={"density": KPOINT_DENSITY, "gamma": True})
+    atoms.calc = calc = calculator(
+        spin, kpts={"density": KPOINT_DENSITY, "gamma": True}, setups=dict(s.split("=", 1) for s in sets)
+    )
     calc.attach(lambda: say(iteration=calc.scf.niter, of=MAX_ITERATIONS), 1)
     try:
         energy = atoms.get_potential_energy(force_consistent=True)
@@ -137,11 +144,11 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
     except AtomsTooClose as error:
         raise Failure(str(error).rstrip("."), "Check the positions and the scale of the lattice (Å).") from error
     except FileNotFoundError as error:
-        missing = re.search(r'PAW dataset file "([A-Z][a-z]?)\.', str(error))
+        missing = re.search(r'PAW dataset file "([A-Z][a-z]?(?:\.\w+)?)\.PBE', str(error))
         if missing is None:
             raise
         raise Failure(
-            f"GPAW has no PAW set for {missing.group(1)} in {' or '.join(map(str, gpaw.setup_paths))}",
+            f"GPAW has no PAW set {missing.group(1)} in {' or '.join(map(str, gpaw.setup_paths))}",
             "If it has none for any element, install them (Debian: apt-get install gpaw-data; elsewhere: "
             "gpaw install-data); else read the CHGCAR or cube file of another calculation.",
         ) from error
@@ -158,7 +165,8 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
         "n_electrons": expected,
         "spacegroup": spacegroup,
         "gpaw": gpaw.__version__,
-        "convention": "-".join(filter(None, ("gpaw", dataset_version(str(calc.setups[0].filename))))),
+        "convention": "-".join(filter(None, ("gpaw", dataset_version(str(calc.setups[0].filename)))))
+        + (" (alternative sets)" if sets else ""),
     }
     np.savez(
         out,
@@ -173,7 +181,7 @@ def compute(poscar: str, out: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        say(done=compute(*sys.argv[1:3]))
+        say(done=compute(*sys.argv[1:]))
     except Failure as failure:
         problem, remedy = failure.args
         say(error={"problem": problem, "remedy": remedy})

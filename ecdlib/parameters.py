@@ -168,7 +168,18 @@ class TrainingParameters(Parameters):
     size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
     grid: int = Field(24, ge=8, le=128, description="edge of the common grid for models that read the density itself")
+    convention: Literal["computed", "portable"] = Field(
+        "computed",
+        description="the density as computed, or what every code gives: smoothed in one convention and, as a second "
+        "channel, its chemical valence",
+    )
+    augment: bool = Field(False, description="train also on the pairs' densities of the other valence, converted")
     crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+
+    @property
+    def channels(self) -> int:
+        """Densities that each crystal is seen in."""
+        return 2 if self.convention == "portable" else 1
 
 
 class LeanResultsParameters(Parameters):

@@ -36,7 +36,8 @@ def _network(module: str, name: str, *arguments: Any, density: bool = False) -> 
         network = getattr(import_module(f"ecdlib.models.{module}"), name)
         settings = {f.name: getattr(p, f.name) for f in fields(TrainingSettings) if hasattr(p, f.name)}
         size = p.grid if density else p.size
-        make = lambda: network(*arguments, dropout=p.dropout, size=size)  # noqa: E731
+        channels = {} if density else {"in_channels": p.channels}
+        make = lambda: network(*arguments, dropout=p.dropout, size=size, **channels)  # noqa: E731
         return TorchRegressor(make, TrainingSettings(**settings), p.device)
 
     return build
@@ -51,7 +52,7 @@ def _pca_gpr(p: TrainingParameters) -> Any:
 def _density_gpr(p: TrainingParameters) -> Any:
     from ecdlib.models.density_gpr import DensityGPR
 
-    return DensityGPR(log_target=p.target == "bulk_modulus")
+    return DensityGPR(log_target=p.target == "bulk_modulus", channels=p.channels)
 
 
 def _magpie_forest(p: TrainingParameters) -> Any:

@@ -31,32 +31,37 @@ class DensityGPR:
         n_components: whitened principal components of the log autocorrelation.
         log_target: model the logarithm of the target, for positive properties; the value is then the median of the
             log-normal prediction, the standard deviation its own.
+        channels: densities that each crystal is seen in (see :mod:`ecdlib.valence`); each has two groups of its own.
     """
 
-    def __init__(self, n_components: int = 25, log_target: bool = False):
-        self.n_components, self.log_target = n_components, log_target
+    def __init__(self, n_components: int = 25, log_target: bool = False, channels: int = 1):
+        self.n_components, self.log_target, self.channels = n_components, log_target, channels
 
     def _groups(self, X: Floats) -> list[Floats]:
-        """Whitened principal components and standardized log quantiles."""
-        correlations, quantiles = _logarithms(X)
-        s = self.state
-        return [(correlations - s["centre"]) @ s["components"].T, (quantiles - s["mean"]) / s["scale"]]
+        """Of each channel, whitened principal components and standardized log quantiles."""
+        groups, s = [], self.state
+        for i, part in enumerate(np.split(X, self.channels, axis=1)):
+            correlations, quantiles = _logarithms(part)
+            groups += [(correlations - s["centre"][i]) @ s["components"][i].T]
+            groups += [(quantiles - s["mean"][i]) / s["scale"][i]]
+        return groups
 
     def fit(self, X: Floats, y: Floats) -> Self:
-        """Fit to ``X (n, k + 12)``, distinct autocorrelations and quantiles, and ``y (n,)``."""
-        correlations, quantiles = _logarithms(X)
-        centre, spread = correlations.mean(0), quantiles.std(0)
-        _, singular, rows = np.linalg.svd(correlations - centre, full_matrices=False)
-        keep = min(self.n_components, len(X) - 1)
+        """Fit to ``X (n, channels * (k + 12))``, distinct autocorrelations and quantiles, and ``y (n,)``."""
         target = np.log(y) if self.log_target else np.asarray(y, dtype=np.float64)
+        keep = min(self.n_components, len(X) - 1)
+        parts = []
+        for part in np.split(X, self.channels, axis=1):
+            correlations, quantiles = _logarithms(part)
+            centre, spread = correlations.mean(0), quantiles.std(0)
+            _, singular, rows = np.linalg.svd(correlations - centre, full_matrices=False)
+            components = rows[:keep] / (singular[:keep, None] / np.sqrt(len(X)))
+            parts.append((centre, components, quantiles.mean(0), np.where(spread > 0, spread, 1.0)))
+        names = ("centre", "components", "mean", "scale")
         self.state: dict[str, Any] = {
-            "centre": centre,
-            "components": rows[:keep] / (singular[:keep, None] / np.sqrt(len(X))),
-            "mean": quantiles.mean(0),
-            "scale": np.where(spread > 0, spread, 1.0),
-            "offset": target.mean(),
-            "unit": target.std(),
+            name: np.stack(v) for name, v in zip(names, zip(*parts, strict=True), strict=True)
         }
+        self.state |= {"offset": target.mean(), "unit": target.std()}
         groups = self._groups(X)
         z = (target - self.state["offset"]) / self.state["unit"]
         distances = [cdist(g, g, "sqeuclidean") for g in groups]
@@ -67,10 +72,14 @@ class DensityGPR:
         self._prepare()
         return self
 
+    def _split(self, rows: Floats) -> list[Floats]:
+        """Columns of all groups side by side, group by group."""
+        edges = np.cumsum([self.state["components"].shape[1], len(QUANTILES)] * self.channels)[:-1]
+        return np.split(rows, edges, axis=1)
+
     def _prepare(self) -> None:
         s = self.state
-        self._split = len(s["components"])
-        groups = np.split(s["training"], [self._split], axis=1)
+        groups = self._split(s["training"])
         K, _ = _kernel(s["hyperparameters"], [cdist(g, g, "sqeuclidean") for g in groups])
         K[np.diag_indices_from(K)] += np.exp(s["hyperparameters"][-1])
         self._factor = cho_factor(K, lower=True)
@@ -79,7 +88,8 @@ class DensityGPR:
     @classmethod
     def from_state(cls, state: dict[str, Any], log_target: bool) -> DensityGPR:
         """A fitted model from what :attr:`state` of another one holds."""
-        model = cls(len(state["components"]), log_target)
+        channels, n_components, _ = state["components"].shape
+        model = cls(n_components, log_target, channels)
         model.state = state
         model._prepare()
         return model
@@ -87,7 +97,7 @@ class DensityGPR:
     def predict(self, X: Floats, return_std: bool = False) -> Any:
         """``(n,)`` predictions in the target's unit, and their standard deviations if asked for (noise included)."""
         s = self.state
-        trained = np.split(s["training"], [self._split], axis=1)
+        trained = self._split(s["training"])
         cross, _ = _kernel(
             s["hyperparameters"],
             [cdist(a, b, "sqeuclidean") for a, b in zip(self._groups(X), trained, strict=True)],

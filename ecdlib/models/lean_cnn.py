@@ -125,11 +125,14 @@ class LeanCNN(nn.Module):
         first.centre.copy_(centre)
 
     def _grid(self, x: Tensor) -> Tensor:
-        """Distinct values ``(batch, k)`` unfolded to ``(batch, 1, size, size, size)``; a whole grid as it is."""
-        return x[:, None, self.orbits] if x.ndim == 2 else x
+        """Distinct values unfolded to ``(batch, in_channels, size, size, size)``; a whole grid as it is."""
+        return x if x.ndim == 5 else (x[:, None] if x.ndim == 2 else x)[:, :, self.orbits]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, in_channels, size, size, size)``, or distinct values ``(batch, k)``, -> ``(batch, targets)``."""
+        """``(batch, in_channels, size, size, size)`` -> ``(batch, targets)``.
+
+        Also from distinct values ``(batch, k)`` or ``(batch, in_channels, k)``.
+        """
         out: Tensor = self.layers(self._grid(x)).mean((2, 3, 4))
         return out
 

@@ -6,6 +6,13 @@ from sklearn.decomposition import PCA
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from ecdlib.density import Floats
+
+
+def _flat(X: Floats) -> Floats:
+    return X.reshape(len(X), -1)
 
 
 def pca_gpr(n_components: int = 25, seed: int = 0) -> Pipeline:
@@ -18,6 +25,7 @@ def pca_gpr(n_components: int = 25, seed: int = 0) -> Pipeline:
     kernel = ConstantKernel(10.0, (1e-2, 1e5)) * Matern(10.0, (1e-1, 1e4), nu=2.5) + WhiteKernel(1e-2, (1e-6, 1e1))
     return Pipeline(
         [
+            ("channels", FunctionTransformer(_flat)),  # side by side
             ("pca", PCA(n_components, whiten=True, random_state=seed)),
             ("gpr", GaussianProcessRegressor(kernel, normalize_y=True)),
         ]

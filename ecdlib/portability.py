@@ -1,0 +1,115 @@
+"""One crystal in two valence conventions: the pairs, the ways from one to the other, and how far predictions move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from pymatgen.core import Element
+from tqdm import tqdm
+
+from ecdlib.datasets import cached_array, data_file, library_versions, load_densities
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.features import FeatureSettings, statistics
+from ecdlib.store import sha256
+from ecdlib.valence import SMOOTHING, Valence, calibrate, recognize, target_electrons, to_convention
+
+#: Ways to take a density of a pair's other set: as it is; whole shells of the standard set added and removed, all that
+#: can be done for potentials of which only the shells are known; the same with two numbers calibrated on one compound
+#: of the element; or the radial functions of the set itself.
+Route = Literal["as computed", "shells", "calibrated", "radial functions"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+#: Elements with two sets that are left out of any calibration.
+LEFT_OUT = ("Mn", "Ni", "Os", "Pd", "Te")
+
+
+def changed_elements(name: str) -> list[str]:
+    """Elements of a pair whose potentials differ between its two densities."""
+    density = load_densities("pairs")[name]
+    electrons = recognize(density).electrons
+    return [e for e, n in electrons.items() if n != target_electrons(e, "gpaw")]
+
+
+def _shells_only(density: ChargeDensity) -> Valence:
+    """As if the density were of potentials whose radial functions are not known."""
+    known = recognize(density)
+    return Valence(known.electrons, False, known.how)
+
+
+@lru_cache(maxsize=1)
+def calibrations() -> dict[str, tuple[str, tuple[float, float]]]:
+    """For each element but those in :data:`LEFT_OUT`: the compound that calibrates it, and the two numbers found.
+
+    The compound is the first pair, by the number of atoms and then by name, in which no other element changes.
+    """
+    store, reference = load_densities("pairs"), load_densities("cubic")
+    found: dict[str, tuple[str, tuple[float, float]]] = {}
+    for name in store.table.sort_values(["n_atoms", "formula"], kind="stable").index:
+        changed = changed_elements(name)
+        if len(changed) == 1 and changed[0] not in (*LEFT_OUT, *found):
+            density = store[name]
+            found[changed[0]] = (name, calibrate(density, reference[name], changed[0], _shells_only(density)))
+    return dict(sorted(found.items()))
+
+
+def conversion(density: ChargeDensity, route: Route) -> tuple[Valence, Mapping[str, tuple[float, float]]]:
+    """What :func:`ecdlib.valence.to_convention` takes for a route (not ``"as computed"``)."""
+    if route == "radial functions":
+        return recognize(density), {}
+    numbers = {e: x for e, (_, x) in calibrations().items()} if route == "calibrated" else {}
+    valence = _shells_only(density)
+    changed = [e for e, n in valence.electrons.items() if n != target_electrons(e, "gpaw")]
+    return valence, {e: numbers[e] for e in changed if e in numbers}
+
+
+def pair_names(route: Route = "radial functions") -> list[str]:
+    """Pairs that a route is for: all, but for ``"calibrated"`` those without an element that is left out."""
+    names = load_densities("pairs").names
+    return [n for n in names if route != "calibrated" or not set(changed_elements(n)) & set(LEFT_OUT)]
+
+
+def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
+    """Correlations and quantiles of the pairs' other densities, ``(pairs, k + 12)``; computed once and cached.
+
+    Args:
+        settings: its convention is ``"computed"`` with the route ``"as computed"`` only.
+        route: how the densities are converted; rows are those of :func:`pair_names`.
+    """
+    here = Path(__file__).parent
+    modules = ("density", "store", "preprocess", "correlations", "features", "valence", "portability")
+    files = [*(here / f"{m}.py" for m in modules), load_densities("pairs").path, data_file("valence/form_factors.npz")]
+
+    def make() -> Floats:
+        store, rows = load_densities("pairs"), []
+        for name in tqdm(pair_names(route), desc=f"Pairs, {route}", unit="density"):
+            density = store[name]
+            if route == "as computed":
+                rows.append(np.hstack(statistics(density, settings)))
+            else:
+                rows.append(np.hstack(statistics(density, settings, *conversion(density, route))))
+        return np.stack(rows)
+
+    return cached_array("pairs", [*map(sha256, files), repr(settings), route, library_versions()], make)
+
+
+def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> float:
+    """How far a pair's two densities are apart, in the fluctuating part of the standard one, both smoothed.
+
+    Root of the mean square of the difference without its mean, over that of the standard density without its mean.
+    """
+    other, own = load_densities("pairs")[name], to_convention(load_densities("cubic")[name], smoothing=smoothing)
+    if route == "as computed":
+        as_own = Valence({e: target_electrons(e, "gpaw") for e in recognize(other).electrons}, True, "")
+        values = to_convention(other, valence=as_own, smoothing=smoothing).values
+    else:
+        valence, calibration = conversion(other, route)
+        values = to_convention(other, valence=valence, smoothing=smoothing, calibration=calibration).values
+    return float((values - own.values).std() / own.values.std())
+
+
+def element_class(elements: list[str]) -> str:
+    """``"d metals"`` if any element is of groups 3 to 11, else ``"others"``."""
+    return "d metals" if any(3 <= Element(e).group <= 11 for e in elements) else "others"

@@ -1,0 +1,361 @@
+"""Valence conventions: which shells a code's potentials count as valence, and the way from one convention to another.
+
+Densities of two codes, or of two sets of potentials, differ twice. They hold different closed shells; and inside the
+cutoff radii each replaces the true density by a smooth one of the same charge. Smoothed by a Gaussian, densities of one
+valence agree; and a closed shell is then a form factor, a function of G = \\|G\\| alone, times the structure's phases.
+The form factors follow from the radial functions of GPAW's data sets (``gpaw_shells.py`` makes the file).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.fft
+from numpy.typing import NDArray
+from pymatgen.core import Element
+from scipy.interpolate import CubicSpline
+
+from ecdlib.datasets import data_file
+from ecdlib.density import ChargeDensity, Floats
+from ecdlib.errors import EcdError
+
+#: Standard deviation, Å, of the Gaussian that smooths a converted density.
+SMOOTHING = 0.3
+#: Width, Å, of the function that a calibration adds to a form factor.
+CALIBRATION_WIDTH = 0.25
+#: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: without closed
+#: shells below the outermost (Na 1, Fe 8, In 3, Pb 4).
+Target = Literal["gpaw", "chemical"]
+
+
+@lru_cache(maxsize=1)
+def _form_factors() -> tuple[dict[tuple[str, str], dict[str, Floats]], Floats]:
+    """Form factors by (element, set) and shell; the set ``""`` has the standard set's core shells. And wavenumbers."""
+    with np.load(data_file("valence/form_factors.npz"), allow_pickle=False) as z:
+        found: dict[tuple[str, str], dict[str, Floats]] = {}
+        for element, name, shell, values in zip(z["element"], z["set"], z["shell"], z["form_factor"], strict=True):
+            found.setdefault((str(element), str(name)), {})[str(shell)] = values.astype(np.float64)
+        return found, z["wavenumbers"]
+
+
+def _standard(element: str) -> dict[str, Floats]:
+    try:
+        return _form_factors()[0][element, element]
+    except KeyError as error:
+        known = "H to Bi without Tc and the lanthanides"
+        raise EcdError(element, "no valence shells are known for it", f"Elements that are: {known}.") from error
+
+
+def _electrons(shells: Mapping[str, Floats] | tuple[str, ...]) -> int:
+    return round(sum(float(shell[2:]) for shell in shells))
+
+
+def _is_chemical(element: str, shell: str) -> bool:
+    """Whether a shell is open or outermost: ns and (n-1)d of groups 1 to 12, ns and np beyond."""
+    atom, n, kind = Element(element), int(shell[0]), shell[1]
+    if atom.group > 12:
+        return n == atom.row and kind in "sp"
+    return (n == atom.row and kind == "s") or (n == atom.row - 1 and kind == "d")
+
+
+def shells(element: str, electrons: int) -> tuple[str, ...]:
+    """Valence shells of an element with so many valence electrons.
+
+    The chemical valence first, then whole closed shells, those with the largest n first, of one n the largest l.
+
+    Raises:
+        EcdError: no whole number of shells has so many electrons, or an element without known shells.
+
+    Example:
+        >>> shells("Na", 9), shells("Ga", 13)
+        (('3s1', '2p6', '2s2'), ('4s2', '4p1', '3d10'))
+    """
+    everything = ladder(element)
+    if electrons not in everything:
+        possible = ", ".join(map(str, everything))
+        raise EcdError(f"{element}={electrons}", "no whole shells have so many electrons", f"Possible: {possible}.")
+    return everything[electrons]
+
+
+@lru_cache(maxsize=128)
+def ladder(element: str) -> dict[int, tuple[str, ...]]:
+    """All valences that an element can have, and the shells of each.
+
+    Raises:
+        EcdError: an element without known shells.
+    """
+    own = _standard(element)
+    chosen = tuple(shell for shell in own if _is_chemical(element, shell))
+    core = _form_factors()[0].get((element, ""), {})
+    closed = sorted((s for s in (*own, *core) if s not in chosen), key=lambda s: (s[0], "spdf".index(s[1])))[::-1]
+    steps = [(*chosen, *closed[:i]) for i in range(len(closed) + 1)]
+    return {_electrons(step): step for step in steps}
+
+
+def target_electrons(element: str, target: Target) -> int:
+    """Valence electrons of an element in a convention (see :data:`Target`)."""
+    own = _standard(element)
+    return _electrons(own) if target == "gpaw" else next(iter(ladder(element)))
+
+
+@lru_cache(maxsize=1)
+def known_sets() -> pd.DataFrame:
+    """Published sets of potentials: family, element, set, electrons (valence), shells."""
+    table = pd.read_csv(data_file("valence/sets.csv"))
+    own = [
+        {"family": "gpaw-0.9.20000", "element": element, "set": name, "electrons": _electrons(found)}
+        for (element, name), found in _form_factors()[0].items()
+        if name
+    ]
+    table = pd.concat([pd.DataFrame(own), table], ignore_index=True)
+    return table.assign(
+        shells=[" ".join(shells(e, n)) for e, n in zip(table["element"], table["electrons"], strict=True)]
+    )
+
+
+@dataclass(frozen=True)
+class Valence:
+    """Which valence a density has."""
+
+    electrons: dict[str, int]  #: of each element
+    gpaw: bool  #: made with GPAW's data sets, whose radial functions are known
+    how: str  #: where that is known from
+
+    def __str__(self) -> str:
+        return ", ".join(f"{element} {n}" for element, n in self.electrons.items())
+
+
+def _count(density: ChargeDensity, electrons: Mapping[str, int]) -> int:
+    return sum(electrons[s] for s in density.species)
+
+
+def _fits(density: ChargeDensity, electrons: Mapping[str, int]) -> bool:
+    return abs(density.n_electrons - _count(density, electrons)) <= 0.05 + 1e-4 * density.n_electrons
+
+
+def recognize(density: ChargeDensity) -> Valence:
+    """Valence of a density: from its convention if it is one of ours, from what its file says, or from its count.
+
+    Raises:
+        EcdError: a count that fits no known sets or several combinations of them, an all-electron density, what the
+            file or the user says does not fit the count, or an element without known shells.
+    """
+    elements = list(dict.fromkeys(density.species))
+    if not elements:
+        raise EcdError(density.name, "has no atoms, so that its valence cannot be known", "Give a file with atoms.")
+    for element in elements:
+        try:
+            _standard(element)
+        except EcdError as error:
+            raise EcdError(density.name, f"no valence shells are known for {element}", error.remedy) from error
+    if density.convention == "all-electron":
+        raise EcdError(
+            density.name,
+            "is an all-electron density: no grid holds its cores, so they cannot be taken out again",
+            "Give the CHGCAR (or AECCAR2) of the same calculation.",
+        )
+    if density.convention is not None and "smoothed" in density.convention:
+        raise EcdError(density.name, f"is converted already ({density.convention})", "Convert the original.")
+    if density.valence is not None:
+        return _stated(density, elements, dict(density.valence))
+    gpaw = density.convention is not None and density.convention.startswith("gpaw-")
+    if gpaw and "alternative" not in str(density.convention):
+        return Valence({e: target_electrons(e, "gpaw") for e in elements}, True, "GPAW's standard sets")
+    table = known_sets()
+    if gpaw:
+        table = table[table["family"].str.startswith("gpaw-")]
+    elif density.vasp is not None:
+        table = table[table["family"].str.startswith(("vasp-", "gpaw-"))]
+    choices = [sorted(set(table["electrons"][table["element"] == e])) for e in elements]
+    fits = [
+        v for numbers in itertools.product(*choices) if _fits(density, v := dict(zip(elements, numbers, strict=True)))
+    ]
+    if len(fits) == 1:
+        return Valence(fits[0], gpaw, "its number of electrons")
+    count = f"holds {density.n_electrons:.4g} electrons"
+    if not fits:
+        if abs(density.n_electrons - sum(density.numbers)) < 0.01 * sum(density.numbers):
+            what = f"{count}, all that {density.formula} has: an all-electron density, whose cores no grid holds"
+            raise EcdError(density.name, what, "Give the CHGCAR (or AECCAR2) of the same calculation.")
+        lists = ", ".join(f"{e} {' or '.join(map(str, c))}" for e, c in zip(elements, choices, strict=True))
+        what = f"{count}, which fits no known valence ({lists})"
+        remedy = "Is it a spin, partial or difference density, or a charged cell? If none of these: --valence "
+        raise EcdError(density.name, what, remedy + ",".join(f"{e}=N" for e in elements) + ".")
+    ways = " or ".join(",".join(f"{e}={n}" for e, n in fit.items()) for fit in fits)
+    raise EcdError(
+        density.name,
+        f"{count}, which fits several valences",
+        f"Say which: --valence {ways} (or put the POTCAR beside the file).",
+    )
+
+
+def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int]) -> Valence:
+    missing = [e for e in elements if e not in stated]
+    if missing:
+        remedy = f"Add it: --valence {','.join(f'{e}={stated.get(e, chr(78))}' for e in elements)}."
+        raise EcdError(density.name, f"no valence is given for {', '.join(missing)}", remedy)
+    for element in elements:
+        try:
+            shells(element, stated[element])
+        except EcdError as error:
+            raise EcdError(density.name, f"valence {error.source}: {error.problem}", error.remedy) from error
+    chosen = {e: stated[e] for e in elements}
+    if not _fits(density, chosen):
+        what = (
+            f"holds {density.n_electrons:.4g} electrons, with the valence given it would be {_count(density, chosen)}"
+        )
+        raise EcdError(density.name, what, f"Check the valence ({', '.join(f'{e}={n}' for e, n in chosen.items())}).")
+    gpaw = density.convention is not None and density.convention.startswith("gpaw-")
+    return Valence(chosen, gpaw, "what the file or the user says")
+
+
+def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bool) -> Floats:
+    """What an atom's form factor gains on the way to a convention, electrons at the wavenumbers of the data file.
+
+    Args:
+        electrons: valence electrons of the element now.
+        gpaw: whether the density is of GPAW's data set with so many electrons: its own radial functions are then
+            taken, else those of the standard set, for whole shells.
+
+    Raises:
+        EcdError: see :func:`shells`.
+    """
+    factors, wavenumbers = _form_factors()
+    standard = _standard(element)
+    every = {**factors.get((element, ""), {}), **standard}
+    wanted = shells(element, target_electrons(element, target))
+    present = shells(element, electrons)
+    own = (
+        next((f for (e, name), f in factors.items() if e == element and name and _electrons(f) == electrons), None)
+        if gpaw
+        else None
+    )
+    zero = np.zeros_like(wavenumbers)
+    if own is None:
+        own = {shell: every[shell] for shell in present}
+    return sum((every[s] for s in wanted), zero) - sum(own.values(), zero)
+
+
+class _Waves:
+    """Plane waves of a density's grid, on the half spectrum ``(nx, ny, nz//2 + 1)``."""
+
+    def __init__(self, density: ChargeDensity):
+        self.density = density
+        self.modes = [np.fft.fftfreq(n, 1 / n) for n in density.shape[:2]] + [np.arange(density.shape[2] // 2 + 1.0)]
+        inverse = np.linalg.inv(density.lattice)
+        metric = 4 * np.pi**2 * inverse.T @ inverse  # |G|² = m metric m
+        m = np.ix_(*self.modes)
+        self.squared: Floats = np.maximum(sum(metric[i, j] * m[i] * m[j] for i in range(3) for j in range(3)), 0)
+
+    def spectrum(self) -> NDArray[np.complexfloating[Any]]:
+        """Fourier coefficients, electrons per cell."""
+        values = self.density.values.astype(np.float64)
+        return scipy.fft.rfftn(values, workers=1) * (self.density.volume / values.size)
+
+    def phases(self, element: str) -> NDArray[np.complexfloating[Any]]:
+        """Sum over the atoms of an element of exp(-i G R); 0 where the grid has no wave of opposite sign."""
+        total = np.zeros(self.squared.shape, dtype=complex)
+        for position in self.density.positions[[s == element for s in self.density.species]]:
+            a, b, c = (np.exp(-2j * np.pi * axis * x) for axis, x in zip(self.modes, position, strict=True))
+            total += a[:, None, None] * b[:, None] * c
+        for axis, n in enumerate(self.density.shape):
+            if n % 2 == 0:
+                total.swapaxes(0, axis)[n // 2] = 0
+        return total
+
+    def correction(self) -> list[Floats]:
+        """What the two numbers of a calibration multiply."""
+        damping = np.exp(-np.minimum(self.squared * CALIBRATION_WIDTH**2 / 2, 700))
+        return [self.squared * damping, self.squared**2 * damping]
+
+
+def to_convention(
+    density: ChargeDensity,
+    target: Target = "gpaw",
+    valence: Valence | None = None,
+    *,
+    smoothing: float = SMOOTHING,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+) -> ChargeDensity:
+    """The density in another valence convention, smoothed.
+
+    Each atom's form factor is changed by :func:`change_of_form_factor`, then all is multiplied by
+    exp(-G² smoothing²/2).
+
+    Args:
+        target: the convention.
+        valence: that of the density; recognized if None.
+        smoothing: standard deviation of the Gaussian, Å.
+        calibration: by element, two numbers that :func:`calibrate` found.
+
+    Returns:
+        The density on its own grid. ``history`` says what was added and removed. Electrons are those of the target,
+        as precisely as those of the input are its own.
+
+    Raises:
+        EcdError: see :func:`recognize`.
+
+    Example:
+        >>> from ecdlib.datasets import load_densities
+        >>> round(to_convention(load_densities("pairs")["NaCl_225"]).n_electrons, 3)
+        14.0
+    """
+    valence = valence or recognize(density)
+    waves = _Waves(density)
+    spectrum, wavenumbers, steps = waves.spectrum(), _form_factors()[1], []
+    for element, electrons in valence.electrons.items():
+        gained = target_electrons(element, target) - electrons
+        if gained:
+            steps.append(f"{element} {electrons} to {electrons + gained}")
+        change = change_of_form_factor(element, electrons, target, valence.gpaw)
+        numbers = (calibration or {}).get(element, (0.0, 0.0))
+        if change.any() or any(numbers):
+            factor = CubicSpline(wavenumbers, change)(np.minimum(np.sqrt(waves.squared), wavenumbers[-1]))
+            factor = factor + sum(x * basis for x, basis in zip(numbers, waves.correction(), strict=True))
+            spectrum += factor * waves.phases(element)
+    spectrum *= np.exp(-np.minimum(waves.squared * smoothing**2 / 2, 700))
+    name = f"{target}, smoothed {smoothing:g} Å"
+    return density.step(
+        f"converted to {name}: {', '.join(steps) or 'valence as it is'} (known from {valence.how})",
+        values=scipy.fft.irfftn(spectrum * (density.values.size / density.volume), s=density.shape, workers=1),
+        convention=name,
+        valence=None,
+    )
+
+
+def calibrate(
+    density: ChargeDensity, reference: ChargeDensity, element: str, valence: Valence | None = None
+) -> tuple[float, float]:
+    """Two numbers of an element's set of potentials, from one compound computed with it and with GPAW's standard set.
+
+    They are the least-squares a, b of (a G² + b G⁴) exp(-G² w²/2), w = :data:`CALIBRATION_WIDTH`, added to the form
+    factor of each atom of the element. They change no electron count, and carry over to other compounds.
+
+    Args:
+        density: with the set to be calibrated.
+        reference: the same cell and grid, in the convention ``"gpaw"`` (not smoothed).
+        valence: of ``density``; recognized if None.
+
+    Raises:
+        EcdError: two densities that are not of one cell and grid.
+    """
+    same = density.shape == reference.shape and np.allclose(density.lattice, reference.lattice, atol=1e-3)
+    apart = np.asarray(density.positions) - reference.positions if density.species == reference.species else np.ones(1)
+    if not same or np.abs(apart - apart.round()).max() > 1e-3:
+        remedy = "Compute both with the same structure file and grid."
+        raise EcdError(density.name, f"is not the same cell, atoms and grid as {reference.name}", remedy)
+    waves = _Waves(density)
+    missing = to_convention(reference).values - to_convention(density, valence=valence).values
+    residual = _Waves(density.step("difference", values=missing + 1.0)).spectrum().ravel()[1:]  # all but G = 0
+    smooth = np.exp(-np.minimum(waves.squared * SMOOTHING**2 / 2, 700)) * waves.phases(element)
+    columns = np.stack([(basis * smooth).ravel()[1:] for basis in waves.correction()], axis=1)
+    weights = np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), waves.squared.shape).ravel()[1:, None]
+    normal = (columns.conj().T @ (weights * columns)).real
+    a, b = np.linalg.solve(normal, (columns.conj().T @ (weights[:, 0] * residual)).real)
+    return float(a), float(b)
