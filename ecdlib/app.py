@@ -35,7 +35,8 @@ from ecdlib.errors import EcdError
 from ecdlib.features import FeatureSettings, featurize
 from ecdlib.io import OPENERS, read_density, write_density
 from ecdlib.latents import LatentDatabase, common_cell, load_latents
-from ecdlib.predict import load_predictors, predict
+from ecdlib.predict import conversion_lines, load_predictors, predict
+from ecdlib.valence import parse_valence
 from ecdlib.preprocess import resample
 
 if TYPE_CHECKING:
@@ -48,18 +49,30 @@ CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts
 MODELS = {
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
     "fusion-attention": "a network with attention on the same inputs, for the same properties",
-    "density-gpr": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
+    "density-gpr-portable": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
 }
 NEARNESS_HELP = (
-    "Latents are compared with those of the bundled crystals; the fusion models were trained on these, density-gpr "
-    "on the cubic ones. "
+    "Latents are compared with those of the bundled crystals; the fusion models were trained on these, "
+    "density-gpr-portable on the cubic ones. "
     "A distance has no unit: each component counts in its standard deviations over the database."
 )
 SLICE_HELP = (
     "The reconstruction is scaled to the electrons of the original; both share one logarithmic colour scale. "
     "The difference is reconstruction minus original."
 )
-CSV_COLUMNS = ["file", "model", "property", "value", "std", "unit", "warnings", "nearest", "distance"]
+CSV_COLUMNS = [
+    "file",
+    "model",
+    "property",
+    "value",
+    "std",
+    "unit",
+    "conversion",
+    "conversion_std",
+    "warnings",
+    "nearest",
+    "distance",
+]
 _WORKER = ThreadPoolExecutor(1)  # off the event loop, and one at a time: memory, and torch uses all cores anyway
 
 
@@ -334,6 +347,7 @@ class PredictTab:
         self.entries: dict[tuple[str, str], Entry] = {}
         self.found: dict[str, tuple[ChargeDensity, Finding]] = {}
         self.drawn: ChargeDensity | None = None
+        self.stated = ""  # valence that the user gave
         limit = f"{UPLOAD_LIMIT // 10**6}MB"
         self.files = pn.widgets.FileDropper(  # says itself that one file is too large; several are added up in `work`
             multiple=True, max_file_size=limit, chunk_size=CHUNK, previews=[], sizing_mode="stretch_width"
@@ -344,7 +358,12 @@ class PredictTab:
         )
         options = {f"{name}: {text}": name for name, text in MODELS.items()}
         self.model = pn.widgets.RadioBoxGroup(options=options, value="fusion-lightgbm")
-        self.problems, self.warnings = pn.pane.HTML(), pn.pane.HTML()
+        self.valence = pn.widgets.TextInput(
+            label="Valence electrons of your potentials, if the file does not say",
+            placeholder="Na=1,Cl=7",
+            max_width=420,
+        )
+        self.problems, self.warnings, self.conversions = pn.pane.HTML(), pn.pane.HTML(), pn.pane.HTML()
         self.table, self.neighbours = _table(760), _table(360)
         self.csv = pn.widgets.FileDownload(
             callback=self._csv, filename="ecd-predictions.csv", label="Download all results (CSV)", max_width=260
@@ -357,6 +376,7 @@ class PredictTab:
         self.results = pn.Column(
             pn.pane.Markdown("## Predicted properties"),
             self.table,
+            self.conversions,
             self.warnings,
             self.csv,
             self.shown,
@@ -381,23 +401,26 @@ class PredictTab:
                     "### Bundled crystals\nFormula and space group number; up to ten.", self.crystals, styles=half
                 ),
             ),
-            pn.Column("### Model", self.model),
+            pn.Column("### Model", self.model, self.valence),
             self.busy,
             self.problems,
             self.results,
         )
-        for widget in (self.files, self.crystals, self.model):
+        for widget in (self.files, self.crystals, self.model, self.valence):
             widget.param.watch(self.update, "value")
         self.shown.param.watch(self.draw, "value")
 
     def _csv(self) -> io.StringIO:
         return io.StringIO(to_csv([finding for _, finding in self.found.values()]))
 
-    def work(self, files: dict[str, bytes | str], crystals: list[str], model: str) -> list[str]:
+    def work(self, files: dict[str, bytes | str], crystals: list[str], model: str, valence: str = "") -> list[str]:
         """Read and predict whatever is new; returns what went wrong, in words."""
         problems: list[str] = []
+        if valence != self.stated:
+            self.entries, self.stated = {}, valence
         try:
             check_size(files)
+            parse_valence(valence)
         except EcdError as error:
             files, problems = {}, [str(error)]
         wanted: dict[tuple[str, str], bytes | str] = {("file", name): content for name, content in files.items()}
@@ -427,6 +450,8 @@ class PredictTab:
         try:
             raw = content.encode() if isinstance(content, str) else content
             density = load_density(name) if kind == "bundled" else read_upload(name, raw, self.folder)
+            if kind == "file" and self.stated:
+                density = replace(density, valence=parse_valence(self.stated))
         except EcdError as error:
             return error
         copies = (density.name if n == 1 else f"{density.name} ({n})" for n in itertools.count(1))
@@ -436,7 +461,8 @@ class PredictTab:
         """After any change of files, crystals or model."""
         async with self.lock:
             self.busy.object = _box(["Computing …"], "#2166ac")
-            problems = await _off_loop(self.work, dict(self.files.value), list(self.crystals.value), self.model.value)
+            given = dict(self.files.value), list(self.crystals.value), self.model.value, self.valence.value or ""
+            problems = await _off_loop(self.work, *given)
             self.problems.object = _box(problems, "#b2182b")
             records = [record for _, finding in self.found.values() for record in finding.records]
             self.table.object = pd.DataFrame(
@@ -450,6 +476,7 @@ class PredictTab:
             )
             warned = dict.fromkeys(f"{r['file']}: {text}" for r in records for text in r["warnings"])
             self.warnings.object = _box(list(warned), "#b26b00")
+            self.conversions.object = _box(conversion_lines(records), "#2166ac")
             self.results.visible = bool(records)
             self.shown.options = list(self.found)
             self.busy.object = ""

@@ -34,6 +34,17 @@ class Route(StrEnum):
     trilinear = "trilinear"
 
 
+class Convention(StrEnum):
+    computed = "computed"
+    gpaw = "gpaw"
+    chemical = "chemical"
+
+
+Valences = Annotated[
+    str, typer.Option("--valence", help="valence electrons of the potentials where the file does not say: Na=1,Cl=7")
+]
+
+
 def _table(rows: list[dict[str, Any]], columns: list[str]) -> None:
     from rich import box
     from rich.console import Console
@@ -138,6 +149,9 @@ def featurize(
     size: Annotated[int, typer.Option(help="odd number of voxels along each axis")] = 51,
     voxel: Annotated[float, typer.Option(help="voxel width in Å")] = 0.2,
     conversion: Annotated[Route, typer.Option(help="way to the conventional cell")] = Route.fourier,
+    convention: Annotated[
+        Convention, typer.Option(help="convert the valence first: gpaw as our data, chemical without closed shells")
+    ] = Convention.computed,
     scheduler: Annotated[
         str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
     ] = None,
@@ -146,7 +160,7 @@ def featurize(
     """Autocorrelations of many densities on the standard grid; goes on where an interrupted run stopped."""
     from ecdlib.features import FeatureSettings, featurize_collection
 
-    settings = FeatureSettings(size=size, voxel=voxel, conversion=conversion.value)
+    settings = FeatureSettings(size=size, voxel=voxel, conversion=conversion.value, convention=convention.value)
     if size < 1 or size % 2 == 0 or voxel <= 0:
         raise EcdError(f"--size {size} --voxel {voxel}", "the size must be odd, the voxel positive", "Try 51 and 0.2.")
     table = featurize_collection(files, out, settings, scheduler=scheduler, workers=workers)
@@ -167,14 +181,27 @@ def convert(
         Path, typer.Argument(help="file to write: *.cube, *.npz, *.h5 (store), anything else is a CHGCAR")
     ],
     conventional: Annotated[bool, typer.Option(help="turn it into the conventional cell")] = False,
+    convention: Annotated[
+        Convention,
+        typer.Option(help="convert and smooth: gpaw the valence of our data, chemical without closed shells"),
+    ] = Convention.computed,
+    valence: Valences = "",
 ) -> None:
     """Convert a density file, for example a bundled crystal to a CHGCAR that VESTA opens."""
+    from dataclasses import replace
+
     from ecdlib import io
     from ecdlib.preprocess import to_conventional
     from ecdlib.store import write_store
+    from ecdlib.valence import parse_valence, to_convention
 
     write = None if target.suffix == ".h5" else io.writer(target)  # before anything is read
     density = io.read_density(source)
+    if valence:
+        density = replace(density, valence=parse_valence(valence))
+    if convention is not Convention.computed:
+        density = to_convention(density, "gpaw" if convention is Convention.gpaw else "chemical")
+        print(density.history[-1])
     if conventional:
         density = to_conventional(density)
     if write is None:
@@ -191,20 +218,31 @@ def predict_command(
     ],
     model: Annotated[
         str,
-        typer.Option(help="density-gpr, octahedral-a, fusion-lightgbm, fusion-attention, or a result of `ecd train`"),
-    ] = "density-gpr",
+        typer.Option(
+            help="density-gpr-portable (any code's density), density-gpr, octahedral-a, fusion-lightgbm, "
+            "fusion-attention, or a result of `ecd train`"
+        ),
+    ] = "density-gpr-portable",
+    valence: Valences = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
 ) -> None:
     """Predict properties from densities, with uncertainty, and warn where the crystal is unlike the training set."""
+    from dataclasses import replace
+
     from ecdlib.features import expand_sources
     from ecdlib.io import read_density
-    from ecdlib.predict import load_predictors, predict
+    from ecdlib.predict import conversion_lines, load_predictors, predict
+    from ecdlib.valence import parse_valence
 
+    stated = parse_valence(valence)
     predictors, records, failed = load_predictors(model), [], []
     for file in (each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])):
         try:
-            records += [{**record, "file": file} for record in predict(read_density(file), predictors)]
+            density = read_density(file)
+            if stated:
+                density = replace(density, valence=stated)
+            records += [{**record, "file": file} for record in predict(density, predictors)]
         except EcdError as error:
             failed.append(error)
     if csv is not None and records:
@@ -218,6 +256,7 @@ def predict_command(
     elif records:
         shown = [{**r, "value": f"{r['value']:.4g}", "± std": f"{r['std']:.2g}"} for r in records]
         _table(shown, ["file", "property", "value", "± std", "unit"])
+        print("\n".join(conversion_lines(records)))
         for text in dict.fromkeys(f"{r['file']}: {w}" for r in records for w in r["warnings"]):
             print(f"warning: {text}", file=sys.stderr)
     for failure in failed:
@@ -421,12 +460,18 @@ def data() -> None:
 def compute(
     poscar: Annotated[Path, typer.Argument(help="crystal to compute, in POSCAR format")],
     out: Annotated[Path, typer.Option("-o", "--out", help="density to write (.npz)")] = Path("density.npz"),
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="another PAW set of GPAW for an element: Na=1 takes Na.1.PBE")
+    ] = None,
     python: Annotated[str | None, typer.Option(help="Python that has GPAW; by default the first one found")] = None,
 ) -> None:
     """Compute the density of a crystal with GPAW, by the recipe of the bundled densities."""
     from ecdlib.compute import compute_density
 
-    print(f"{compute_density(poscar, out, python=python)}\nwritten: {out}")
+    chosen = {element: name for element, _, name in (text.partition("=") for text in sets or [])}
+    if not all(chosen.values()):
+        raise EcdError("--set " + ",".join(sets or []), "is not element=name", "Write for example: --set Na=1")
+    print(f"{compute_density(poscar, out, sets=chosen, python=python)}\nwritten: {out}")
 
 
 @app.command()

@@ -61,13 +61,18 @@ class Experiment:
             "10-fold": float(np.abs(self.crossed - self.truth)[:, t].mean()),
         }
 
-    def movement(self, target: str) -> pd.DataFrame:
-        """How far a change of the valence convention moves predictions: one row for each pair, one column a route."""
+    def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
+        """How far a change of the valence convention moves predictions: one row for each pair, one column a route.
+
+        Args:
+            relative: to the prediction from the standard density.
+        """
         t = self.meta["targets"].index(target)
         predicted = self.fitted if np.isnan(self.crossed).all() else self.crossed
         own = pd.Series(predicted[:, t], index=self.names)
         moved = {r: pd.Series(values[:, t], index=pair_names(r)) for r, values in self.pairs.items()}
-        return pd.DataFrame({r: values - own.reindex(values.index) for r, values in moved.items()})
+        table = pd.DataFrame({r: values - own.reindex(values.index) for r, values in moved.items()})
+        return table.div(own.reindex(table.index), axis=0) if relative else table
 
     @property
     def has_cv(self) -> bool:

@@ -26,6 +26,7 @@ from ecdlib.datasets import load_density
 from ecdlib.density import ChargeDensity, VaspBlocks
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.store import DensityStore
+from ecdlib.valence import vasp_valence
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 Source = str | os.PathLike[str]
@@ -95,7 +96,8 @@ def _numbers_of_first_block(path: Path) -> int:
 def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     """Read a VASP CHGCAR (plain, .gz, .bz2 or .xz; non-spin, collinear, non-collinear), parsed by pymatgen.
 
-    Spin densities and augmentation occupancies are kept in ``density.vasp``, so that writing gives them back.
+    Spin densities and augmentation occupancies are kept in ``density.vasp``, so that writing gives them back. A POTCAR
+    or POTCAR.spec beside the file says the valence, if it has all the elements.
 
     Raises:
         EcdError: missing, empty, truncated or malformed file, or values that do not fit the header.
@@ -134,7 +136,7 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     if numbers > density.values.size and numbers != density.values.size + len(structure):  # pymatgen skips the rest
         what = f"holds {numbers} numbers for a grid of {'x'.join(map(str, density.shape))}"
         raise EcdError(path, what, "Correct the grid in the line below the atoms, or copy the file again.")
-    return replace(density, vasp=blocks)
+    return replace(density, vasp=blocks, valence=vasp_valence(path.parent, density.species))
 
 
 def read_aeccar(core: Source, valence: Source) -> ChargeDensity:
@@ -152,6 +154,8 @@ def read_aeccar(core: Source, valence: Source) -> ChargeDensity:
 def read_cube_density(path: Source, convention: str | None = None) -> ChargeDensity:
     """Read a Gaussian cube file (e/bohr³ -> e/Å³), plain or compressed, parsed by ASE.
 
+    The second number of an atom's line says its valence, where it is neither 0 nor the atomic number.
+
     Raises:
         EcdError: missing, truncated or malformed file.
     """
@@ -164,9 +168,13 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
             with open(plain) as f:
                 cube = read_cube(f)
             atoms, species = cube["atoms"], tuple(cube["atoms"].symbols)
+            with open(plain) as f:
+                header = [f.readline().split() for _ in range(6 + len(species))][6:]
+            charges = {s: round(float(line[1])) for s, line in zip(species, header, strict=True)}
             positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
         except (ValueError, IndexError, np.linalg.LinAlgError) as error:
             raise EcdError(path, "is not a complete cube file", "Copy it again, or write it again.") from error
+    stated = all(0 < n < Element(e).Z for e, n in charges.items())
     return ChargeDensity(
         np.asarray(cube["data"]) / Bohr**3,
         atoms.cell[:],
@@ -175,6 +183,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
         path.name,
         convention,
         (f"read {path.name}",),
+        valence=charges if stated and charges else None,
     )
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from pymatgen.core import Element
+import pandas as pd
+from pymatgen.core import Composition, Element
 from tqdm import tqdm
 
 from ecdlib.datasets import cached_array, data_file, library_versions, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.features import FeatureSettings, statistics
 from ecdlib.store import sha256
-from ecdlib.valence import SMOOTHING, Valence, calibrate, recognize, target_electrons, to_convention
+from ecdlib.valence import SMOOTHING, Valence, calibrate, known_sets, recognize, target_electrons, to_convention
 
 #: Ways to take a density of a pair's other set: as it is; whole shells of the standard set added and removed, all that
 #: can be done for potentials of which only the shells are known; the same with two numbers calibrated on one compound
@@ -26,11 +27,12 @@ ROUTES: tuple[Route, ...] = get_args(Route)
 LEFT_OUT = ("Mn", "Ni", "Os", "Pd", "Te")
 
 
-def changed_elements(name: str) -> list[str]:
-    """Elements of a pair whose potentials differ between its two densities."""
-    density = load_densities("pairs")[name]
-    electrons = recognize(density).electrons
-    return [e for e, n in electrons.items() if n != target_electrons(e, "gpaw")]
+@lru_cache(maxsize=256)
+def changed_elements(name: str) -> tuple[str, ...]:
+    """Elements of a pair whose potentials differ between its two densities: all of which GPAW has two sets."""
+    table = known_sets()
+    two = set(table["element"][table["set"].str.contains(".", regex=False) & table["family"].str.startswith("gpaw-")])
+    return tuple(e for e in Composition(name.split("_")[0]).as_dict() if e in two)
 
 
 def _shells_only(density: ChargeDensity) -> Valence:
@@ -48,7 +50,7 @@ def calibrations() -> dict[str, tuple[str, tuple[float, float]]]:
     store, reference = load_densities("pairs"), load_densities("cubic")
     found: dict[str, tuple[str, tuple[float, float]]] = {}
     for name in store.table.sort_values(["n_atoms", "formula"], kind="stable").index:
-        changed = changed_elements(name)
+        changed = changed_elements(str(name))
         if len(changed) == 1 and changed[0] not in (*LEFT_OUT, *found):
             density = store[name]
             found[changed[0]] = (name, calibrate(density, reference[name], changed[0], _shells_only(density)))
@@ -110,6 +112,38 @@ def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> floa
     return float((values - own.values).std() / own.values.std())
 
 
-def element_class(elements: list[str]) -> str:
+def element_class(elements: Sequence[str]) -> str:
     """``"d metals"`` if any element is of groups 3 to 11, else ``"others"``."""
     return "d metals" if any(3 <= Element(e).group <= 11 for e in elements) else "others"
+
+
+def fusion_movement() -> pd.DataFrame:
+    """Predictions of the shipped fusion models from both densities of each pair; `load_fusion_movement` reads them.
+
+    Columns: model, pair, property, ``own`` (from the standard density), and one for each route but ``"calibrated"``. The
+    densities are converted without smoothing. Takes minutes.
+    """
+    from ecdlib.predict import load_predictors
+
+    own, other, rows = load_densities("cubic"), load_densities("pairs"), []
+    for model in ("fusion-lightgbm", "fusion-attention"):
+        predictors = load_predictors(model)
+        for name in tqdm(other.names, desc=model, unit="pair"):
+            as_own = Valence({e: target_electrons(e, "gpaw") for e in own[name].species}, True, "")
+            features = {
+                "own": predictors[0].features(own[name]),
+                "as computed": predictors[0].features(other[name], as_own),
+            }
+            for route in ("shells", "radial functions"):
+                valence, _ = conversion(other[name], route)
+                features[route] = predictors[0].features(other[name], valence)
+            for p in predictors:
+                values = {key: p.predict(x)[0] for key, x in features.items()}
+                rows.append({"model": model, "pair": name, "property": p.target, **values})
+    return pd.DataFrame(rows)
+
+
+@lru_cache(maxsize=1)
+def load_fusion_movement() -> pd.DataFrame:
+    """What :func:`fusion_movement` gave."""
+    return pd.read_csv(data_file("valence/fusion_movement.csv"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,16 +14,20 @@ import pandas as pd
 from ecdlib.datasets import bundled_in, data_file, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import DAMAGED, EcdError
-from ecdlib.experiments import UNITS, Experiment, load_experiment, shipped_results
+from ecdlib.experiments import UNITS, Experiment, arrange, load_experiment, settings, shipped_results
 from ecdlib.features import FeatureSettings, statistics
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
+from ecdlib.portability import changed_elements, element_class, load_fusion_movement
+from ecdlib.valence import Valence, is_standard, recognize, target_electrons, to_convention
 
 if TYPE_CHECKING:
     from ecdlib.fusion import FusionModel
 
 #: What ``ecd predict`` takes unless told otherwise.
-DEFAULT_MODEL = "density-gpr"
+DEFAULT_MODEL = "density-gpr-portable"
+#: Properties that are positive, so that what a conversion costs is relative to them.
+POSITIVE = ("bulk_modulus", "youngs_modulus", "shear_modulus", "debye_temperature")
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,12 @@ class Domain:
         edges: Floats = (table["volume"] * table["spacegroup"].map(_points)).to_numpy() ** (1 / 3)
         return edges
 
-    def warnings(self, density: ChargeDensity) -> list[str]:
-        """In which ways the density is unlike the training set; empty if in none that can be seen."""
+    def warnings(self, density: ChargeDensity, converted: bool = False) -> list[str]:
+        """In which ways the density is unlike the training set; empty if in none that can be seen.
+
+        Args:
+            converted: whether the model converts its valence.
+        """
         found = []
         unseen = sorted(set(density.species) - set(self.valence))
         if unseen:
@@ -81,14 +89,22 @@ class Domain:
             if not self.a[0] <= a <= self.a[1]:
                 limits = f"{self.a[0]:.2f} to {self.a[1]:.2f} Å"
                 found.append(f"lattice parameter {a:.2f} Å is outside the {limits} of the training set")
-        if not unseen and density.species:
+        if not unseen and density.species and not converted:
             expected = sum(self.valence[e] for e in density.species)
             if abs(density.n_electrons - expected) > 0.2:
                 found.append(
                     f"holds {density.n_electrons:.1f} valence electrons, training densities of this crystal "
-                    f"{expected}: another valence convention, the prediction is not reliable"
+                    f"{expected}: another valence convention, the prediction is not reliable; --model {DEFAULT_MODEL} "
+                    "converts it"
                 )
         return found
+
+
+def _spread(moved: pd.Series, valence: Valence) -> float:
+    """Root mean square of the movements of the pairs of a density's class of elements."""
+    kind = element_class(list(valence.electrons))
+    alike = [name for name in moved.index if element_class(changed_elements(str(name))) == kind]
+    return float(np.sqrt((moved[alike] ** 2).mean()))
 
 
 def _points(spacegroup: int) -> int:
@@ -125,21 +141,43 @@ class Predictor:
         return UNITS[self.target]
 
     @property
-    def kind(self) -> FeatureSettings:
-        """How densities are turned into features for it; predictors of one kind share their features."""
-        return FeatureSettings(size=self.parameters.size, voxel=self.parameters.voxel)
+    def portable(self) -> bool:
+        """Whether it takes densities of any valence convention."""
+        return self.parameters.convention == "portable"
 
-    def features(self, density: ChargeDensity) -> tuple[Floats, Floats]:
-        """Distinct values of the autocorrelation, and quantiles of the density.
+    @property
+    def kind(self) -> tuple[FeatureSettings, ...]:
+        """How densities are turned into features for it; predictors of one kind share their features."""
+        return tuple(settings(self.parameters))
+
+    def features(self, density: ChargeDensity, valence: Valence | None = None) -> list[Floats]:
+        """Distinct values of the autocorrelation and quantiles of the density, of each channel.
+
+        Args:
+            valence: for a portable model; recognized if None.
 
         Raises:
-            EcdError: a crystal that is not cubic for a network with cubic kernels.
+            EcdError: a crystal that is not cubic for a network with cubic kernels, or a valence that is not known.
         """
         number = _spacegroup(density)
         if number < 195 and self.parameters.model.startswith("octahedral"):
             remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
             raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
-        return statistics(density, self.kind)
+        if self.portable and valence is None:
+            valence = recognize(density)
+        return [np.hstack(statistics(density, s, valence)) for s in self.kind]
+
+    def cost(self, valence: Valence, value: float) -> float:
+        """Standard deviation that the conversion of a density adds to a prediction, from the pairs.
+
+        It is the root mean square of the movements of all pairs of one class of elements (with or without d metals),
+        relative to the prediction for positive properties.
+        """
+        if is_standard(valence):
+            return 0.0
+        relative = self.target in POSITIVE
+        moved = self.experiment.movement(self.target, relative)["radial functions" if valence.gpaw else "shells"]
+        return _spread(moved, valence) * (abs(value) if relative else 1)
 
     @cached_property
     def domain(self) -> Domain:
@@ -172,7 +210,7 @@ class Predictor:
         model.mean_, model.scale_ = trained.mean(0), trained.std(0)
         return model
 
-    def predict(self, features: tuple[Floats, Floats]) -> tuple[float, float]:
+    def predict(self, features: list[Floats]) -> tuple[float, float]:
         """Value and standard deviation for one crystal.
 
         A Gaussian process states its own standard deviation; for a network it is the root mean square error on
@@ -181,16 +219,16 @@ class Predictor:
         Args:
             features: see :meth:`features`.
         """
-        correlations, quantiles = features
+        taken = arrange(self.parameters.model, [channel[None] for channel in features])
         if MODELS[self.parameters.model].inputs == "statistics":
-            value, std = self.model.predict(np.hstack([correlations, quantiles])[None], return_std=True)
+            value, std = self.model.predict(taken, return_std=True)
             return float(value[0]), float(std[0])
         e = self.experiment
         t = e.meta["targets"].index(self.target)
         held_out = e.test if np.isnan(e.crossed).all() else np.ones(len(e.names), dtype=bool)
         predicted = e.fitted if np.isnan(e.crossed).all() else e.crossed
         std = float(np.sqrt(((predicted - e.truth)[held_out, t] ** 2).mean()))
-        values = np.asarray(self.model.predict(correlations[None])).reshape(-1)
+        values = np.asarray(self.model.predict(taken)).reshape(-1)
         return float(values[t]), std
 
 
@@ -200,6 +238,7 @@ class FusionPredictor:
 
     target: str
     model: FusionModel
+    portable: ClassVar[bool] = True
 
     @property
     def unit(self) -> str:
@@ -218,9 +257,30 @@ class FusionPredictor:
         """What its training crystals cover."""
         return Domain.of(tuple(self.model.names))
 
-    def features(self, density: ChargeDensity) -> Floats:
-        """What the model takes."""
+    def features(self, density: ChargeDensity, valence: Valence | None = None) -> Floats:
+        """What the model takes; a density of another valence is converted first, without smoothing.
+
+        Args:
+            valence: recognized if None.
+
+        Raises:
+            EcdError: a valence that is not known.
+        """
+        valence = valence or recognize(density)
+        if not is_standard(valence):
+            density = to_convention(density, "gpaw", valence, smoothing=0)
         return self.model.features(density)
+
+    def cost(self, valence: Valence, value: float) -> float:
+        """Standard deviation that the conversion of a density adds to a prediction (see :meth:`Predictor.cost`)."""
+        if is_standard(valence):
+            return 0.0
+        table = load_fusion_movement()
+        table = table[(table["model"] == self.model.meta["parameters"]["model"]) & (table["property"] == self.target)]
+        table = table.set_index("pair")
+        relative = self.target in POSITIVE
+        moved = table["radial functions" if valence.gpaw else "shells"] - table["own"]
+        return _spread(moved / table["own"] if relative else moved, valence) * (abs(value) if relative else 1)
 
     def predict(self, features: Floats) -> tuple[float, float]:
         """Value and standard deviation (see :meth:`ecdlib.fusion.FusionModel.predict`)."""
@@ -263,7 +323,7 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[Fusion
     if not found:
         if files:
             raise EcdError(files[0], "holds no weights to predict with", "Train one of the networks or density-gpr.")
-        known_names = [DEFAULT_MODEL, "octahedral-a", "octahedral-b", *shipped_fusion]
+        known_names = [DEFAULT_MODEL, "density-gpr", "octahedral-a", "octahedral-b", *shipped_fusion]
         remedy = f"Give the path of a result file of `ecd train`, or one of: {', '.join(known_names)}."
         raise EcdError(model, "no such trained model", remedy)
     return [found[t] for t in UNITS if t in found]
@@ -273,25 +333,55 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredi
     """Properties of one crystal.
 
     Returns:
-        Records with ``file`` (the density's name), ``property``, ``value``, ``std``, ``unit``, ``warnings``.
+        Records with ``file`` (the density's name), ``property``, ``value``, ``std``, ``unit``, ``conversion`` (what was
+        done about its valence; empty for a model that does not convert), ``conversion_std`` (its part of ``std``),
+        ``warnings``.
 
     Raises:
-        EcdError: a crystal that is not cubic for a network with cubic kernels, or a density that cannot be featurized.
+        EcdError: a crystal that is not cubic for a network with cubic kernels, a density that cannot be featurized, or
+            for a portable model one whose valence is not known (see :func:`ecdlib.valence.recognize`).
     """
     records = []
     features: dict[Any, Any] = {}
+    valence = recognize(density) if any(p.portable for p in predictors) else None
     for p in predictors:
         if p.kind not in features:
-            features[p.kind] = p.features(density)
+            features[p.kind] = p.features(density, valence)
         value, std = p.predict(features[p.kind])
+        cost = p.cost(valence, value) if p.portable and valence is not None else 0.0
         records.append(
             {
                 "file": density.name,
                 "property": p.target.replace("_", " "),
                 "value": value,
-                "std": std,
+                "std": float(np.hypot(std, cost)),
                 "unit": p.unit,
-                "warnings": p.domain.warnings(density),
+                "conversion": describe(valence) if p.portable and valence is not None else "",
+                "conversion_std": cost,
+                "warnings": p.domain.warnings(density, p.portable),
             }
         )
     return records
+
+
+def describe(valence: Valence) -> str:
+    """What a portable model does about a valence, in words."""
+    gained = {e: target_electrons(e, "gpaw") - n for e, n in valence.electrons.items()}
+    changes = [f"{e} {n} to {n + gained[e]}" for e, n in valence.electrons.items() if gained[e]]
+    what = f"valence {valence} (known from {valence.how})"
+    if changes:
+        what += f", converted: {', '.join(changes)} electrons"
+    return what if valence.gpaw else f"{what}; by whole shells, since the potentials' radial functions are not known"
+
+
+def conversion_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What was done about the valence of each file, in words for its user."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for r in records:
+        if r["conversion"]:
+            found.setdefault(f"{r['file']}: {r['conversion']}", []).append(r)
+    lines = []
+    for line, mine in found.items():
+        parts = [f"{r['conversion_std']:.2g} {r['unit']} ({r['property']})" for r in mine if r["conversion_std"]]
+        lines.append(f"{line}. Of ± std the conversion makes {', '.join(parts)}." if parts else line)
+    return lines

@@ -8,10 +8,13 @@ The form factors follow from the radial functions of GPAW's data sets (``gpaw_sh
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -131,6 +134,11 @@ class Valence:
         return ", ".join(f"{element} {n}" for element, n in self.electrons.items())
 
 
+def is_standard(valence: Valence) -> bool:
+    """Whether a density is of GPAW's standard sets, as the bundled ones are, so that nothing need be converted."""
+    return valence.gpaw and all(n == target_electrons(e, "gpaw") for e, n in valence.electrons.items())
+
+
 def _count(density: ChargeDensity, electrons: Mapping[str, int]) -> int:
     return sum(electrons[s] for s in density.species)
 
@@ -193,6 +201,43 @@ def recognize(density: ChargeDensity) -> Valence:
         f"{count}, which fits several valences",
         f"Say which: --valence {ways} (or put the POTCAR beside the file).",
     )
+
+
+def parse_valence(text: str) -> dict[str, int]:
+    """Valence electrons of elements from ``"Na=1,Cl=7"``.
+
+    Raises:
+        EcdError: other text, or a number that no whole shells of the element have.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        element, equals, number = part.partition("=")
+        if not (equals and number.isdigit() and Element.is_valid_symbol(element)):
+            raise EcdError(f"valence {part}", "is not element=electrons", "Write for example: Na=1,Cl=7")
+        shells(element, int(number))
+        found[element] = int(number)
+    return found
+
+
+def vasp_valence(folder: Path, species: tuple[str, ...]) -> dict[str, int] | None:
+    """Valence electrons from the POTCAR or POTCAR.spec in a folder; None if there is none for these species."""
+    found: dict[str, int] = {}
+    for name, opener in (("POTCAR", open), ("POTCAR.gz", gzip.open), ("POTCAR.spec", open)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        with opener(path, "rt", errors="replace") as f:
+            text = f.read()
+        if name == "POTCAR.spec":
+            table = known_sets()
+            numbers = table[table["family"] == "vasp-pbe"].set_index("set")["electrons"]
+            found = {s.split("_")[0]: int(numbers[s]) for s in text.split() if s in numbers}
+        else:
+            titles = re.findall(r"^\s*TITEL\s*=\s*\S+\s+([A-Z][a-z]?)", text, re.MULTILINE)
+            counts = re.findall(r"ZVAL\s*=\s*([\d.]+)", text)
+            found = {e: round(float(n)) for e, n in zip(titles, counts, strict=False)}
+        break
+    return {e: found[e] for e in dict.fromkeys(species)} if species and set(species) <= set(found) else None
 
 
 def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int]) -> Valence:
