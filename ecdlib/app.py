@@ -36,8 +36,8 @@ from ecdlib.features import FeatureSettings, featurize
 from ecdlib.io import OPENERS, read_density, write_density
 from ecdlib.latents import LatentDatabase, common_cell, load_latents
 from ecdlib.predict import conversion_lines, load_predictors, predict
-from ecdlib.valence import parse_valence
 from ecdlib.preprocess import resample
+from ecdlib.valence import parse_valence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -120,7 +120,7 @@ def element_class(elements: Sequence[str]) -> str:
 def fusion_movement() -> pd.DataFrame:
     """Predictions of the shipped fusion models from both densities of each pair; `load_fusion_movement` reads them.
 
-    Columns: model, pair, property, ``own`` (from the standard density), and one for each route but ``"calibrated"``. The
+    Columns: model, pair, property, ``own`` (from the standard density), one for each route but ``"calibrated"``. The
     densities are converted without smoothing. Takes minutes.
     """
     from ecdlib.predict import load_predictors
@@ -138,7 +138,7 @@ def fusion_movement() -> pd.DataFrame:
                 valence, _ = conversion(other[name], route)
                 features[route] = predictors[0].features(other[name], valence)
             for p in predictors:
-                values = {key: p.predict(x)[0] for key, x in features.items()}
+                values = {key: p.predict(x)[0] for key, x in features.items()}  # type: ignore[arg-type]
                 rows.append({"model": model, "pair": name, "property": p.target, **values})
     return pd.DataFrame(rows)
 
