@@ -30,7 +30,16 @@ NOT_BUILT, NOT_RUN = "not built yet", "not run yet"
 COLOURS = {"reproduced": "#1a7f37", "partly": "#9a6700", "differs": "#b42318"}
 GREY = "#57606a"
 
-PAPERS = {"lean_cnn": "Lean CNN", "latentmatfusion": "LatentMatFusion", "cgcnn_elasticity": "CGCNN elasticity"}
+PAPERS = {
+    "lean_cnn": "Lean CNN",
+    "latentmatfusion": "LatentMatFusion",
+    "cgcnn_elasticity": "CGCNN elasticity",
+    "beyond": "Beyond the papers",
+}
+
+
+#: What a verdict is called where the book's own aims are judged.
+REACHED = {"reproduced": "reached", "partly": "partly reached", "differs": "not reached"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,11 @@ class Artifact:
     """One entry of the list."""
 
     id: str
-    paper: str
+    paper: str  #: key of :data:`PAPERS`; "beyond" for the aims of this book, which have no paper
     kind: str  #: figure, table, number, claim, equation, system or text
     where: str
     what: str
-    reported: str  #: as the paper prints it; several numbers are separated by "; "
+    reported: str  #: as the paper prints it, or the aim; several numbers are separated by "; "
     unit: str
     tolerance: float | None  #: relative; 0 for exact counts; None where no number is compared
     note: str
@@ -61,6 +70,11 @@ def show(ours: object) -> str:
     if isinstance(ours, list):
         return "; ".join(f"{v:.0f}" if float(v).is_integer() else f"{v:.4g}" for v in ours)
     return "" if ours is None else str(ours)
+
+
+def verdict_words(paper: str, verdict: str) -> str:
+    """A verdict as pages show it: an aim of this book is reached or not, a paper's artifact reproduced or not."""
+    return REACHED.get(verdict, verdict) if paper == "beyond" else verdict
 
 
 def explain(payload: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ import nbformat
 import yaml
 
 from ecdlib import parameters
-from ecdlib.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show
+from ecdlib.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
 from ecdlib.datasets import ROOT
 from ecdlib.errors import EcdError
 from ecdlib.parameters import NOTEBOOKS, Profile
@@ -129,27 +129,31 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
     text = [
         "# Scoreboard",
         "",
-        "Every figure, table, quoted number and claim of the three papers, what they report and what this book gets. "
+        "Every figure, table, quoted number and claim of the three papers, what they report and what this book gets; "
+        "then the aims of this book beyond them. "
         "This page is generated from the results that the notebooks write; nothing in it is typed by hand.",
         "",
         "- **reproduced**: every reported number is met within the tolerance, and every check made by code holds.",
         "- **partly**: some hold, or the picture is the same on other crystals.",
         "- **differs**: none holds; the reason stands beside.",
         "- **not possible here**: needs data or machines that this book does not have; the reason stands beside.",
+        "- **reached** / **partly reached** / **not reached**: the same for aims of this book beyond the papers.",
         f"- **{NOT_RUN}** / **{NOT_BUILT}**: a notebook for it exists but has not run / does not exist yet.",
         "",
     ]
-    total = Counter(row["verdict"] for row in rows)
-    text += [f"Of {len(rows)} artifacts: {', '.join(f'**{n}** {v}' for v, n in total.most_common())}.", ""]
+    printed = [row for row in rows if row["paper"] != "beyond"]
+    total = Counter(row["verdict"] for row in printed)
+    text += [f"Of {len(printed)} artifacts: {', '.join(f'**{n}** {v}' for v, n in total.most_common())}.", ""]
     for paper, title in PAPERS.items():
         own = [row for row in rows if row["paper"] == paper]
-        counts = Counter(row["verdict"] for row in own)
-        text += [f"## {title}", "", f"{len(own)} artifacts: {', '.join(f'{n} {v}' for v, n in counts.items())}.", ""]
-        heads = "".join(f"<th>{h}</th>" for h in ("artifact", "reported", "here", "verdict", "made by"))
+        counts = Counter(verdict_words(paper, row["verdict"]) for row in own)
+        what, reported = ("aims", "aim") if paper == "beyond" else ("artifacts", "reported")
+        text += [f"## {title}", "", f"{len(own)} {what}: {', '.join(f'{n} {v}' for v, n in counts.items())}.", ""]
+        heads = "".join(f"<th>{h}</th>" for h in ("artifact", reported, "here", "verdict", "made by"))
         text += [f"<table class='ecd-scoreboard'><thead><tr>{heads}</tr></thead><tbody>"]
         for row in own:
             made = row["provenance"]
-            verdict = row["verdict"] + (" (older sources)" if row["stale"] else "")
+            verdict = verdict_words(paper, row["verdict"]) + (" (older sources)" if row["stale"] else "")
             verdict += " (tiny profile: means nothing)" if made and made["parameters"]["profile"] == "tiny" else ""
             note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
             by = ""

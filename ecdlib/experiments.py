@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -301,11 +301,15 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
         raise EcdError(path, "is no readable result", "Make it with `ecd train`.") from error
 
 
-def load_results() -> dict[str, Experiment]:
-    """All experiments that ship with the project, each made by ``ecd train``, by the name of their file."""
-    return {Path(name).stem: load_experiment(data_file(name)) for name in shipped_results()}
+def load_results(folder: Literal["results", "portable"] = "results") -> dict[str, Experiment]:
+    """All experiments that ship with the project, each made by ``ecd train``, by the name of their file.
+
+    Args:
+        folder: ``"results"`` on densities as computed, ``"portable"`` with convention=portable.
+    """
+    return {Path(name).stem: load_experiment(data_file(name)) for name in shipped_results(folder)}
 
 
-def shipped_results() -> list[str]:
+def shipped_results(folder: Literal["results", "portable"] = "results") -> list[str]:
     """Names among the bundled files (see :func:`ecdlib.datasets.data_file`) of the results that ship."""
-    return [f"results/{name}.npz" for name in bundled_in("results")]
+    return [f"{folder}/{name}.npz" for name in bundled_in(folder)]

@@ -130,7 +130,7 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
         tuple(site.specie.symbol for site in structure),
         structure.frac_coords,
         path.name,
-        convention,
+        convention or _stated_convention(chgcar.poscar.comment),
         (f"read {path.name}",),
     )
     if numbers > density.values.size and numbers != density.values.size + len(structure):  # pymatgen skips the rest
@@ -169,7 +169,8 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
                 cube = read_cube(f)
             atoms, species = cube["atoms"], tuple(cube["atoms"].symbols)
             with open(plain) as f:
-                header = [f.readline().split() for _ in range(6 + len(species))][6:]
+                comment = f.readline()
+                header = [f.readline().split() for _ in range(5 + len(species))][5:]
             charges = {s: round(float(line[1])) for s, line in zip(species, header, strict=True)}
             positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
         except (ValueError, IndexError, np.linalg.LinAlgError) as error:
@@ -181,7 +182,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
         species,
         positions,
         path.name,
-        convention,
+        convention or _stated_convention(comment),
         (f"read {path.name}",),
         valence=charges if stated and charges else None,
     )
@@ -239,6 +240,20 @@ def read_density(source: Source) -> ChargeDensity:
         raise EcdError(path, error.problem, error.remedy) from error  # many folders hold a CHGCAR: the whole path
 
 
+#: How the comment line of a file that was written here says which convention its density has.
+_CONVENTION = "valence convention "
+
+
+def _comment(density: ChargeDensity) -> str:
+    """Comment line of a file: name and, where it is known, the valence convention."""
+    known = f"; {_CONVENTION}{density.convention}" if density.convention else ""
+    return f"{density.name}{known}".replace("Å", "Ang")
+
+
+def _stated_convention(comment: str) -> str | None:
+    return comment.partition(_CONVENTION)[2].strip().replace("Ang", "Å") or None
+
+
 def write_chgcar(density: ChargeDensity, path: Source) -> None:
     """Write a CHGCAR that VASP, VESTA and pymatgen open, atomically.
 
@@ -255,7 +270,9 @@ def write_chgcar(density: ChargeDensity, path: Source) -> None:
     data: dict[str, Any] = {"total": np.asarray(density.values, dtype=np.float64) * density.volume, **blocks.spin}
     data["total"] = data["total"] + 0.0  # pymatgen cannot write -0.0
     with atomic_write(path) as temporary:
-        Chgcar(structure, data, data_aug=blocks.augmentation or None).write_file(str(temporary))
+        chgcar = Chgcar(structure, data, data_aug=blocks.augmentation or None)
+        chgcar.name = _comment(density)  # the first line
+        chgcar.write_file(str(temporary))
 
 
 def write_cube(density: ChargeDensity, path: Source) -> None:
@@ -270,7 +287,7 @@ def write_cube(density: ChargeDensity, path: Source) -> None:
 
     atoms = Atoms(density.species, scaled_positions=density.positions, cell=density.lattice, pbc=True)
     with atomic_write(path) as temporary, open(temporary, "w") as f:
-        ase_write_cube(f, atoms, density.values * Bohr**3, comment=f"{density.name}: electron density, e/bohr^3")
+        ase_write_cube(f, atoms, density.values * Bohr**3, comment=_comment(density))
 
 
 def write_npz(density: ChargeDensity, path: Source) -> None:

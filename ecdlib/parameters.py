@@ -33,6 +33,14 @@ def _bundled(name: str) -> str:
     return name
 
 
+def _pair(name: str) -> str:
+    from ecdlib.datasets import load_densities
+
+    if name not in load_densities("pairs"):
+        raise ValueError(f"is no pair; there are {', '.join(load_densities('pairs').names)}")
+    return name
+
+
 def _subset(crystals: int) -> int:
     if 0 < crystals < 60:
         raise ValueError("is too few to train and test on: take 0 for all, or at least 60")
@@ -75,6 +83,7 @@ Subset = Annotated[int, AfterValidator(_subset)]
 Table = Annotated[str, AfterValidator(_table)]
 Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
+PairName = Annotated[str, AfterValidator(_pair)]
 
 
 class Parameters(BaseModel):
@@ -216,6 +225,16 @@ class OwnCrystalParameters(Parameters):
     """Your own crystal: from a density to a prediction."""
 
     file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
+
+
+class AnyCodeParameters(Parameters):
+    """One crystal, many densities: valence conventions and the way between them."""
+
+    tiny: ClassVar[dict[str, Any]] = {"pairs": 12}
+
+    example: PairName = Field("NaI_225", description="crystal shown step by step, one of the pairs")
+    smoothing: float = Field(0.3, ge=0.1, le=1, description="standard deviation of the Gaussian that smooths, Å")
+    pairs: int = Field(0, ge=0, description="pairs that are compared, evenly chosen; 0: all")
 
 
 class FusionDataParameters(Parameters):
@@ -381,6 +400,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "beyond": BeyondParameters,
     "attention": AttentionParameters,
     "own_crystal": OwnCrystalParameters,
+    "any_code": AnyCodeParameters,
     "fusion_data": FusionDataParameters,
     "autoencoder": AutoencoderParameters,
     "latent_database": LatentDatabaseParameters,

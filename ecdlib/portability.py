@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from pymatgen.core import Composition, Element
+from pymatgen.core import Composition
 from tqdm import tqdm
 
 from ecdlib.datasets import cached_array, data_file, library_versions, load_densities
 from ecdlib.density import ChargeDensity, Floats
 from ecdlib.features import FeatureSettings, statistics
 from ecdlib.store import sha256
-from ecdlib.valence import SMOOTHING, Valence, calibrate, known_sets, recognize, target_electrons, to_convention
+from ecdlib.valence import (
+    SMOOTHING,
+    Valence,
+    calibrate,
+    known_sets,
+    recognize,
+    shells,
+    target_electrons,
+    to_convention,
+)
 
 #: Ways to take a density of a pair's other set: as it is; whole shells of the standard set added and removed, all that
 #: can be done for potentials of which only the shells are known; the same with two numbers calibrated on one compound
@@ -112,9 +121,16 @@ def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> floa
     return float((values - own.values).std() / own.values.std())
 
 
-def element_class(elements: Sequence[str]) -> str:
-    """``"d metals"`` if any element is of groups 3 to 11, else ``"others"``."""
-    return "d metals" if any(3 <= Element(e).group <= 11 for e in elements) else "others"
+def has_d_electrons(electrons: Mapping[str, int]) -> bool:
+    """Whether any of these valences counts a d shell: what codes smooth most differently."""
+    return any(shell[1] == "d" for element, n in electrons.items() for shell in shells(element, n))
+
+
+@lru_cache(maxsize=256)
+def pair_has_d_electrons(name: str) -> bool:
+    """The same for the potentials that change between the densities of a pair."""
+    electrons = recognize(load_densities("pairs")[name]).electrons
+    return has_d_electrons({e: electrons[e] for e in changed_elements(name)})
 
 
 def fusion_movement() -> pd.DataFrame:

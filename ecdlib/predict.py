@@ -18,7 +18,7 @@ from ecdlib.experiments import UNITS, Experiment, arrange, load_experiment, sett
 from ecdlib.features import FeatureSettings, statistics
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
-from ecdlib.portability import changed_elements, element_class, load_fusion_movement
+from ecdlib.portability import has_d_electrons, load_fusion_movement, pair_has_d_electrons
 from ecdlib.valence import Valence, is_standard, recognize, target_electrons, to_convention
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class Domain:
 
 
 def _spread(moved: pd.Series, valence: Valence) -> float:
-    """Root mean square of the movements of the pairs of a density's class of elements."""
-    kind = element_class(list(valence.electrons))
-    alike = [name for name in moved.index if element_class(changed_elements(str(name))) == kind]
+    """Root mean square of the movements of the pairs that are like a density: with d electrons, or without."""
+    kind = has_d_electrons(valence.electrons)
+    alike = [name for name in moved.index if pair_has_d_electrons(str(name)) == kind]
     return float(np.sqrt((moved[alike] ** 2).mean()))
 
 
@@ -170,8 +170,8 @@ class Predictor:
     def cost(self, valence: Valence, value: float) -> float:
         """Standard deviation that the conversion of a density adds to a prediction, from the pairs.
 
-        It is the root mean square of the movements of all pairs of one class of elements (with or without d metals),
-        relative to the prediction for positive properties.
+        It is the root mean square of the movements of all pairs with d electrons, or of all without, as the density has
+        them; relative to the prediction for positive properties.
         """
         if is_standard(valence):
             return 0.0
@@ -276,7 +276,9 @@ class FusionPredictor:
         if is_standard(valence):
             return 0.0
         table = load_fusion_movement()
-        table = table[(table["model"] == self.model.meta["parameters"]["model"]) & (table["property"] == self.target)]
+        table = table[
+            (table["model"] == f"fusion-{self.model.meta['parameters']['model']}") & (table["property"] == self.target)
+        ]
         table = table.set_index("pair")
         relative = self.target in POSITIVE
         moved = table["radial functions" if valence.gpaw else "shells"] - table["own"]
@@ -308,7 +310,7 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[Fusion
 
         fusion = load_fusion_model(model if model in shipped_fusion else path)
         return [FusionPredictor(target, fusion) for target in fusion.meta["targets"]]
-    shipped = [name for name in shipped_results() if name.startswith(f"results/{model}--")]
+    shipped = [n for n in shipped_results("portable" if "-portable" in model else "results") if f"/{model}--" in n]
     files = [path] if path.suffix == ".npz" else [data_file(name) for name in shipped]
     found: dict[str, Predictor] = {}
     for file in files:
@@ -366,12 +368,13 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredi
 
 def describe(valence: Valence) -> str:
     """What a portable model does about a valence, in words."""
+    if is_standard(valence):
+        return f"valence {valence}, that of our data"
     gained = {e: target_electrons(e, "gpaw") - n for e, n in valence.electrons.items()}
-    changes = [f"{e} {n} to {n + gained[e]}" for e, n in valence.electrons.items() if gained[e]]
-    what = f"valence {valence} (known from {valence.how})"
-    if changes:
-        what += f", converted: {', '.join(changes)} electrons"
-    return what if valence.gpaw else f"{what}; by whole shells, since the potentials' radial functions are not known"
+    changes = ", ".join(f"{e} {n} to {n + gained[e]}" for e, n in valence.electrons.items() if gained[e])
+    what = f"valence {valence} (known from {valence.how}), "
+    what += f"converted to that of our data: {changes} electrons" if changes else "that of our data"
+    return what if valence.gpaw else f"{what}; by whole shells, as the radial functions of its potentials are not known"
 
 
 def conversion_lines(records: Sequence[dict[str, Any]]) -> list[str]:

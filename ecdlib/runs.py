@@ -63,9 +63,9 @@ def verdict_html(artifact: artifacts.Artifact, payload: Mapping[str, Any]) -> st
     colour = artifacts.COLOURS.get(payload["verdict"], artifacts.GREY)
     reason = artifacts.explain(payload)
     cells = [
-        f"<b style='color:{colour}'>{payload['verdict']}</b>",
+        f"<b style='color:{colour}'>{artifacts.verdict_words(artifact.paper, payload['verdict'])}</b>",
         f"{html.escape(artifact.where)}: {html.escape(artifact.what)}",
-        f"paper: {html.escape(artifact.reported)}",
+        f"{'aim' if artifact.paper == 'beyond' else 'paper'}: {html.escape(artifact.reported)}",
         f"here: {html.escape(ours)} {html.escape(artifact.unit if not isinstance(payload['ours'], str) else '')}",
     ]
     return (

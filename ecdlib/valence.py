@@ -257,7 +257,7 @@ def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int])
         )
         raise EcdError(density.name, what, f"Check the valence ({', '.join(f'{e}={n}' for e, n in chosen.items())}).")
     gpaw = density.convention is not None and density.convention.startswith("gpaw-")
-    return Valence(chosen, gpaw, "what the file or the user says")
+    return Valence(chosen, gpaw, "the file or its user")
 
 
 def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bool) -> Floats:
