@@ -178,7 +178,7 @@ def convert(
         str, typer.Argument(help="CHGCAR, AECCAR0+AECCAR2, cube, npz, store.h5::NAME or the name of a bundled crystal")
     ],
     target: Annotated[
-        Path, typer.Argument(help="file to write: *.cube, *.npz, *.h5 (store), anything else is a CHGCAR")
+        Path, typer.Argument(help="file to write: *.cube, *.npz, *.h5 (store), POSCAR (atoms alone), else a CHGCAR")
     ],
     conventional: Annotated[bool, typer.Option(help="turn it into the conventional cell")] = False,
     convention: Annotated[
@@ -224,6 +224,7 @@ def predict_command(
         ),
     ] = "density-gpr-portable",
     valence: Valences = "",
+    calibration: Annotated[Path | None, typer.Option(help="what `ecd calibrate` wrote for your potentials")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
 ) -> None:
@@ -242,7 +243,7 @@ def predict_command(
             density = read_density(file)
             if stated:
                 density = replace(density, valence=stated)
-            records += [{**record, "file": file} for record in predict(density, predictors)]
+            records += [{**record, "file": file} for record in predict(density, predictors, calibration)]
         except EcdError as error:
             failed.append(error)
     if csv is not None and records:
@@ -263,6 +264,51 @@ def predict_command(
         print(f"ecd: {failure}", file=sys.stderr)
     if failed:
         raise typer.Exit(2)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    compounds: Annotated[
+        list[str],
+        typer.Argument(help="FILE=NAME: your density of a bundled crystal, CHGCAR.V=V_229; simplest compounds first"),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="calibration to write (.csv)")],
+    valence: Valences = "",
+) -> None:
+    """Two numbers for each element of your potentials, so that d metals convert as exactly as the rest.
+
+    Compute a bundled crystal that holds the element, at our geometry (`ecd convert V_229 POSCAR` writes it), with your
+    code and potentials; then `ecd predict --calibration` uses the numbers for all compounds of the element.
+    """
+    from dataclasses import replace
+
+    from ecdlib.io import read_density
+    from ecdlib.valence import calibrate, parse_valence, recognize, write_calibration
+
+    if out.suffix != ".csv":
+        raise EcdError(out, "is no name for a calibration", "Let it end in .csv.")
+    stated = parse_valence(valence)
+    found: dict[str, tuple[int, float, float, str]] = {}
+    for text in compounds:
+        file, equals, name = text.rpartition("=")
+        if not equals:
+            raise EcdError(text, "is not FILE=NAME", "Write for example: CHGCAR.V=V_229")
+        density, reference = read_density(file), read_density(name)
+        if stated:
+            density = replace(density, valence=stated)
+        electrons = recognize(density).electrons
+        new = [e for e in electrons if e not in found]
+        numbers = calibrate(density, reference, new, known={e: row[1:3] for e, row in found.items()})
+        found |= {e: (electrons[e], *numbers[e], name) for e in new}
+    write_calibration(out, found)
+    _table(
+        [
+            {"element": e, "valence": n, "a (Å²)": f"{a:.5f}", "b (Å⁴)": f"{b:.6f}", "from": c}
+            for e, (n, a, b, c) in found.items()
+        ],
+        ["element", "valence", "a (Å²)", "b (Å⁴)", "from"],
+    )
+    print(f"written: {out}")
 
 
 @app.command("app")

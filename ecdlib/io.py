@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from pymatgen.core import Element
-from pymatgen.io.vasp import Chgcar
+from pymatgen.io.vasp import Chgcar, Poscar
 from pymatgen.io.vasp.inputs import BadPoscarWarning
 
 from ecdlib.datasets import load_density
@@ -307,8 +307,19 @@ def write_npz(density: ChargeDensity, path: Source) -> None:
         )
 
 
+def write_poscar(density: ChargeDensity, path: Source) -> None:
+    """Write the atoms alone, in POSCAR format with all digits, atomically.
+
+    Raises:
+        EcdError: a folder that cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        text = Poscar(density.structure, comment=density.name).get_str(significant_figures=12)
+        temporary.write_text(text, encoding="utf-8")
+
+
 def writer(path: Source) -> Callable[[ChargeDensity, Source], None]:
-    """What writes the format that the name asks for: ``.cube``, ``.npz``, anything else is a CHGCAR.
+    """What writes the format that the name asks for: ``.cube``, ``.npz``, ``POSCAR``, anything else is a CHGCAR.
 
     Raises:
         EcdError: a compressed format or a store.
@@ -318,6 +329,8 @@ def writer(path: Source) -> Callable[[ChargeDensity, Source], None]:
         raise EcdError(path, "is the name of a store", "Write a CHGCAR, cube or npz; `ecd convert` writes stores.")
     if suffix in OPENERS:
         raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
+    if Path(path).name.startswith("POSCAR"):
+        return write_poscar
     return {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)
 
 

@@ -62,7 +62,8 @@ def calibrations() -> dict[str, tuple[str, tuple[float, float]]]:
         changed = changed_elements(str(name))
         if len(changed) == 1 and changed[0] not in (*LEFT_OUT, *found):
             density = store[name]
-            found[changed[0]] = (name, calibrate(density, reference[name], changed[0], _shells_only(density)))
+            numbers = calibrate(density, reference[name], changed, _shells_only(density))
+            found[changed[0]] = (name, numbers[changed[0]])
     return dict(sorted(found.items()))
 
 
@@ -136,8 +137,8 @@ def pair_has_d_electrons(name: str) -> bool:
 def fusion_movement() -> pd.DataFrame:
     """Predictions of the shipped fusion models from both densities of each pair; `load_fusion_movement` reads them.
 
-    Columns: model, pair, property, ``own`` (from the standard density), one for each route but ``"calibrated"``. The
-    densities are converted without smoothing. Takes minutes.
+    Columns: model, pair, property, ``own`` (from the standard density), and one for each route. The densities are
+    converted without smoothing. Takes minutes.
     """
     from ecdlib.predict import load_predictors
 
@@ -150,9 +151,9 @@ def fusion_movement() -> pd.DataFrame:
                 "own": predictors[0].features(own[name]),
                 "as computed": predictors[0].features(other[name], as_own),
             }
-            for route in ("shells", "radial functions"):
-                valence, _ = conversion(other[name], route)
-                features[route] = predictors[0].features(other[name], valence)
+            for route in ROUTES[1:]:
+                if name in pair_names(route):
+                    features[route] = predictors[0].features(other[name], *conversion(other[name], route))
             for p in predictors:
                 values = {key: p.predict(x)[0] for key, x in features.items()}  # type: ignore[arg-type]
                 rows.append({"model": model, "pair": name, "property": p.target, **values})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,12 +19,14 @@ from ecdlib.experiments import UNITS, Experiment, arrange, load_experiment, sett
 from ecdlib.features import FeatureSettings, statistics
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
-from ecdlib.portability import has_d_electrons, load_fusion_movement, pair_has_d_electrons
-from ecdlib.valence import Valence, is_standard, recognize, target_electrons, to_convention
+from ecdlib.portability import Route, has_d_electrons, load_fusion_movement, pair_has_d_electrons
+from ecdlib.valence import Valence, is_standard, read_calibration, recognize, target_electrons, to_convention
 
 if TYPE_CHECKING:
     from ecdlib.fusion import FusionModel
 
+#: Two numbers for each element (see :func:`ecdlib.valence.calibrate`).
+Calibration = Mapping[str, tuple[float, float]]
 #: What ``ecd predict`` takes unless told otherwise.
 DEFAULT_MODEL = "density-gpr-portable"
 #: Properties that are positive, so that what a conversion costs is relative to them.
@@ -100,6 +103,14 @@ class Domain:
         return found
 
 
+def _route(valence: Valence, calibration: Calibration | None) -> Route:
+    """How a density is converted: calibrated only if all of its elements with d electrons are."""
+    if valence.gpaw:
+        return "radial functions"
+    rough = [e for e, n in valence.electrons.items() if has_d_electrons({e: n})]
+    return "calibrated" if calibration and set(rough or valence.electrons) <= set(calibration) else "shells"
+
+
 def _spread(moved: pd.Series, valence: Valence) -> float:
     """Root mean square of the movements of the pairs that are like a density: with d electrons, or without."""
     kind = has_d_electrons(valence.electrons)
@@ -150,11 +161,13 @@ class Predictor:
         """How densities are turned into features for it; predictors of one kind share their features."""
         return tuple(settings(self.parameters))
 
-    def features(self, density: ChargeDensity, valence: Valence | None = None) -> list[Floats]:
+    def features(
+        self, density: ChargeDensity, valence: Valence | None = None, calibration: Calibration | None = None
+    ) -> list[Floats]:
         """Distinct values of the autocorrelation and quantiles of the density, of each channel.
 
         Args:
-            valence: for a portable model; recognized if None.
+            valence, calibration: for a portable model (see :func:`ecdlib.valence.to_convention`).
 
         Raises:
             EcdError: a crystal that is not cubic for a network with cubic kernels, or a valence that is not known.
@@ -165,9 +178,9 @@ class Predictor:
             raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
         if self.portable and valence is None:
             valence = recognize(density)
-        return [np.hstack(statistics(density, s, valence)) for s in self.kind]
+        return [np.hstack(statistics(density, s, valence, calibration)) for s in self.kind]
 
-    def cost(self, valence: Valence, value: float) -> float:
+    def cost(self, valence: Valence, value: float, calibration: Calibration | None = None) -> float:
         """Standard deviation that the conversion of a density adds to a prediction, from the pairs.
 
         It is the root mean square of the movements of all pairs with d electrons, or of all without, as the density has
@@ -176,7 +189,7 @@ class Predictor:
         if is_standard(valence):
             return 0.0
         relative = self.target in POSITIVE
-        moved = self.experiment.movement(self.target, relative)["radial functions" if valence.gpaw else "shells"]
+        moved = self.experiment.movement(self.target, relative)[_route(valence, calibration)]
         return _spread(moved, valence) * (abs(value) if relative else 1)
 
     @cached_property
@@ -257,21 +270,23 @@ class FusionPredictor:
         """What its training crystals cover."""
         return Domain.of(tuple(self.model.names))
 
-    def features(self, density: ChargeDensity, valence: Valence | None = None) -> Floats:
+    def features(
+        self, density: ChargeDensity, valence: Valence | None = None, calibration: Calibration | None = None
+    ) -> Floats:
         """What the model takes; a density of another valence is converted first, without smoothing.
 
         Args:
-            valence: recognized if None.
+            valence, calibration: see :func:`ecdlib.valence.to_convention`.
 
         Raises:
             EcdError: a valence that is not known.
         """
         valence = valence or recognize(density)
         if not is_standard(valence):
-            density = to_convention(density, "gpaw", valence, smoothing=0)
+            density = to_convention(density, "gpaw", valence, smoothing=0, calibration=calibration)
         return self.model.features(density)
 
-    def cost(self, valence: Valence, value: float) -> float:
+    def cost(self, valence: Valence, value: float, calibration: Calibration | None = None) -> float:
         """Standard deviation that the conversion of a density adds to a prediction (see :meth:`Predictor.cost`)."""
         if is_standard(valence):
             return 0.0
@@ -281,7 +296,7 @@ class FusionPredictor:
         ]
         table = table.set_index("pair")
         relative = self.target in POSITIVE
-        moved = table["radial functions" if valence.gpaw else "shells"] - table["own"]
+        moved = table[_route(valence, calibration)] - table["own"]
         return _spread(moved / table["own"] if relative else moved, valence) * (abs(value) if relative else 1)
 
     def predict(self, features: Floats) -> tuple[float, float]:
@@ -331,8 +346,15 @@ def load_predictors(model: str = DEFAULT_MODEL) -> list[Predictor] | list[Fusion
     return [found[t] for t in UNITS if t in found]
 
 
-def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredictor]) -> list[dict[str, Any]]:
+def predict(
+    density: ChargeDensity,
+    predictors: Sequence[Predictor | FusionPredictor],
+    calibration: str | os.PathLike[str] | None = None,
+) -> list[dict[str, Any]]:
     """Properties of one crystal.
+
+    Args:
+        calibration: a file of ``ecd calibrate`` for the potentials that the density was computed with.
 
     Returns:
         Records with ``file`` (the density's name), ``property``, ``value``, ``std``, ``unit``, ``conversion`` (what was
@@ -346,11 +368,12 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredi
     records = []
     features: dict[Any, Any] = {}
     valence = recognize(density) if any(p.portable for p in predictors) else None
+    numbers = None if calibration is None or valence is None else read_calibration(calibration, valence)
     for p in predictors:
         if p.kind not in features:
-            features[p.kind] = p.features(density, valence)
+            features[p.kind] = p.features(density, valence, numbers)
         value, std = p.predict(features[p.kind])
-        cost = p.cost(valence, value) if p.portable and valence is not None else 0.0
+        cost = p.cost(valence, value, numbers) if p.portable and valence is not None else 0.0
         records.append(
             {
                 "file": density.name,
@@ -358,7 +381,7 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredi
                 "value": value,
                 "std": float(np.hypot(std, cost)),
                 "unit": p.unit,
-                "conversion": describe(valence) if p.portable and valence is not None else "",
+                "conversion": describe(valence, numbers) if p.portable and valence is not None else "",
                 "conversion_std": cost,
                 "warnings": p.domain.warnings(density, p.portable),
             }
@@ -366,7 +389,7 @@ def predict(density: ChargeDensity, predictors: Sequence[Predictor | FusionPredi
     return records
 
 
-def describe(valence: Valence) -> str:
+def describe(valence: Valence, calibration: Calibration | None = None) -> str:
     """What a portable model does about a valence, in words."""
     if is_standard(valence):
         return f"valence {valence}, that of our data"
@@ -374,7 +397,11 @@ def describe(valence: Valence) -> str:
     changes = ", ".join(f"{e} {n} to {n + gained[e]}" for e, n in valence.electrons.items() if gained[e])
     what = f"valence {valence} (known from {valence.how}), "
     what += f"converted to that of our data: {changes} electrons" if changes else "that of our data"
-    return what if valence.gpaw else f"{what}; by whole shells, as the radial functions of its potentials are not known"
+    if valence.gpaw:
+        return what
+    if calibration:
+        return f"{what}; calibrated: {', '.join(calibration)}"
+    return f"{what}; by whole shells, as the radial functions of its potentials are not known"
 
 
 def conversion_lines(records: Sequence[dict[str, Any]]) -> list[str]:

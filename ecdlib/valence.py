@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,8 @@ from scipy.interpolate import CubicSpline
 
 from ecdlib.datasets import data_file
 from ecdlib.density import ChargeDensity, Floats
-from ecdlib.errors import EcdError
+from ecdlib.errors import EcdError, atomic_write
+from ecdlib.preprocess import resample
 
 #: Standard deviation, Å, of the Gaussian that smooths a converted density.
 SMOOTHING = 0.3
@@ -375,32 +377,76 @@ def to_convention(
 
 
 def calibrate(
-    density: ChargeDensity, reference: ChargeDensity, element: str, valence: Valence | None = None
-) -> tuple[float, float]:
-    """Two numbers of an element's set of potentials, from one compound computed with it and with GPAW's standard set.
+    density: ChargeDensity,
+    reference: ChargeDensity,
+    elements: Sequence[str],
+    valence: Valence | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Two numbers for each element's set of potentials, from one compound computed with them and with our recipe.
 
     They are the least-squares a, b of (a G² + b G⁴) exp(-G² w²/2), w = :data:`CALIBRATION_WIDTH`, added to the form
     factor of each atom of the element. They change no electron count, and carry over to other compounds.
 
     Args:
-        density: with the set to be calibrated.
-        reference: the same cell and grid, in the convention ``"gpaw"`` (not smoothed).
+        density: with the sets to be calibrated; another grid than that of the reference will do.
+        reference: the same cell in the convention ``"gpaw"``, not smoothed.
+        elements: those that are calibrated, all at once.
         valence: of ``density``; recognized if None.
+        known: numbers of other elements of the compound.
 
     Raises:
-        EcdError: two densities that are not of one cell and grid.
+        EcdError: not the same cell and atoms, or an element that is not in it.
     """
-    same = density.shape == reference.shape and np.allclose(density.lattice, reference.lattice, atol=1e-3)
-    apart = np.asarray(density.positions) - reference.positions if density.species == reference.species else np.ones(1)
-    if not same or np.abs(apart - apart.round()).max() > 1e-3:
-        remedy = "Compute both with the same structure file and grid."
-        raise EcdError(density.name, f"is not the same cell, atoms and grid as {reference.name}", remedy)
-    waves = _Waves(density)
-    missing = to_convention(reference).values - to_convention(density, valence=valence).values
-    residual = _Waves(density.step("difference", values=missing + 1.0)).spectrum().ravel()[1:]  # all but G = 0
-    smooth = np.exp(-np.minimum(waves.squared * SMOOTHING**2 / 2, 700)) * waves.phases(element)
-    columns = np.stack([(basis * smooth).ravel()[1:] for basis in waves.correction()], axis=1)
-    weights = np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), waves.squared.shape).ravel()[1:, None]
-    normal = (columns.conj().T @ (weights * columns)).real
-    a, b = np.linalg.solve(normal, (columns.conj().T @ (weights[:, 0] * residual)).real)
-    return float(a), float(b)
+    same = np.allclose(density.lattice, reference.lattice, atol=1e-3) and density.species == reference.species
+    if not same or np.abs((d := np.asarray(density.positions) - reference.positions) - d.round()).max() > 1e-3:
+        what = f"is not the same cell with the same atoms in the same order as {reference.name}"
+        raise EcdError(density.name, what, f"Compute it from: ecd convert {reference.name} POSCAR")
+    if absent := [e for e in elements if e not in density.species]:
+        raise EcdError(density.name, f"holds no {', '.join(absent)}", "Give a compound of the element.")
+    converted = to_convention(density, valence=valence, calibration=known).values
+    missing = to_convention(reference).values - resample(converted, reference.shape)
+    waves = _Waves(reference)
+    smooth = np.exp(-np.minimum(waves.squared * SMOOTHING**2 / 2, 700))
+    weights = np.sqrt(np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), smooth.shape)).ravel()[1:]  # not G = 0
+    residual = scipy.fft.rfftn(missing, workers=1).ravel()[1:] * (reference.volume / missing.size)
+    columns = [(basis * smooth * waves.phases(e)).ravel()[1:] for e in elements for basis in waves.correction()]
+    rows = np.stack([c * weights for c in columns], axis=1)
+    normal, right = (rows.conj().T @ rows).real, (rows.conj().T @ (residual * weights)).real
+    scale = np.sqrt(np.diag(normal))
+    numbers = np.linalg.lstsq(normal / np.outer(scale, scale), right / scale, rcond=1e-9)[0] / scale
+    return {e: (float(a), float(b)) for e, (a, b) in zip(elements, numbers.reshape(-1, 2), strict=True)}
+
+
+def write_calibration(path: str | os.PathLike[str], numbers: Mapping[str, tuple[int, float, float, str]]) -> None:
+    """Write a calibration as CSV: element, valence electrons, a (Å²), b (Å⁴), compound that gave them.
+
+    Raises:
+        EcdError: a folder that cannot be written.
+    """
+    table = pd.DataFrame([(e, *row) for e, row in numbers.items()], columns=_CALIBRATION)
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+_CALIBRATION = ["element", "electrons", "a", "b", "compound"]
+
+
+def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str, tuple[float, float]]:
+    """The numbers for the elements of a density, from what :func:`write_calibration` wrote.
+
+    Raises:
+        EcdError: no such table, or numbers for a set of another valence.
+    """
+    try:
+        table = pd.read_csv(path).set_index("element")
+        rows = {str(e): (int(r["electrons"]), float(r["a"]), float(r["b"])) for e, r in table.iterrows()}
+        if not np.isfinite([row[1:] for row in rows.values()]).all():
+            raise ValueError("not finite")
+    except (OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+        raise EcdError(path, "is no calibration", "Make one with `ecd calibrate`.") from error
+    for element, electrons in valence.electrons.items():
+        if element in rows and rows[element][0] != electrons:
+            what = f"calibrates {element} with {rows[element][0]} valence electrons, the density has {electrons}"
+            raise EcdError(path, what, "Calibrate the potentials that the density was computed with.")
+    return {e: rows[e][1:] for e in valence.electrons if e in rows}
