@@ -283,7 +283,7 @@ def calibrate_command(
     from dataclasses import replace
 
     from ecdlib.io import read_density
-    from ecdlib.valence import calibrate, parse_valence, recognize, write_calibration
+    from ecdlib.valence import calibrate, is_standard, parse_valence, recognize, write_calibration
 
     if out.suffix != ".csv":
         raise EcdError(out, "is no name for a calibration", "Let it end in .csv.")
@@ -298,6 +298,13 @@ def calibrate_command(
             density = replace(density, valence=stated)
         electrons = recognize(density).electrons
         new = [e for e in electrons if e not in found]
+        if not new:
+            raise EcdError(text, "holds only elements that are calibrated already", "Leave it out.")
+        if not is_standard(recognize(reference)):
+            raise EcdError(text, f"{name} is not of our recipe", "Name a bundled crystal, such as V_229.")
+        if other := [e for e, n in electrons.items() if e in found and found[e][0] != n]:
+            what = f"has other potentials of {', '.join(other)} than the compounds before it"
+            raise EcdError(text, what, "Calibrate each set of potentials by itself.")
         numbers = calibrate(density, reference, new, known={e: row[1:3] for e, row in found.items()})
         found |= {e: (electrons[e], *numbers[e], name) for e in new}
     write_calibration(out, found)
@@ -512,10 +519,12 @@ def compute(
     python: Annotated[str | None, typer.Option(help="Python that has GPAW; by default the first one found")] = None,
 ) -> None:
     """Compute the density of a crystal with GPAW, by the recipe of the bundled densities."""
+    from pymatgen.core import Element
+
     from ecdlib.compute import compute_density
 
     chosen = {element: name for element, _, name in (text.partition("=") for text in sets or [])}
-    if not all(chosen.values()):
+    if not all(name and Element.is_valid_symbol(element) for element, name in chosen.items()):
         raise EcdError("--set " + ",".join(sets or []), "is not element=name", "Write for example: --set Na=1")
     print(f"{compute_density(poscar, out, sets=chosen, python=python)}\nwritten: {out}")
 

@@ -122,6 +122,11 @@ def compute(poscar: str, out: str, *sets: str) -> dict[str, Any]:
             "Write it in VASP 5 format, with the line of element symbols above the line of atom counts.",
         ) from error
     atoms, spacegroup = primitive(given)
+    chosen = dict(s.split("=", 1) for s in sets)
+    if absent := sorted(set(chosen) - set(atoms.symbols)):
+        raise Failure(
+            f"holds no {', '.join(absent)}, for which another PAW set is asked", "Choose sets of its elements."
+        )
 
     import gpaw
     from gpaw.utilities import AtomsTooClose
@@ -129,9 +134,7 @@ def compute(poscar: str, out: str, *sets: str) -> dict[str, Any]:
     spin = any(s in MOMENTS for s in atoms.symbols)
     if spin:
         atoms.set_initial_magnetic_moments([MOMENTS.get(s, 0.0) for s in atoms.symbols])
-    atoms.calc = calc = calculator(
-        spin, kpts={"density": KPOINT_DENSITY, "gamma": True}, setups=dict(s.split("=", 1) for s in sets)
-    )
+    atoms.calc = calc = calculator(spin, kpts={"density": KPOINT_DENSITY, "gamma": True}, setups=chosen)
     calc.attach(lambda: say(iteration=calc.scf.niter, of=MAX_ITERATIONS), 1)
     try:
         energy = atoms.get_potential_energy(force_consistent=True)

@@ -159,6 +159,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
     Raises:
         EcdError: missing, truncated or malformed file.
     """
+    from ase.data import atomic_numbers
     from ase.io.cube import read_cube  # ase is slow to import
     from ase.units import Bohr
 
@@ -173,9 +174,9 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
                 header = [f.readline().split() for _ in range(5 + len(species))][5:]
             charges = {s: round(float(line[1])) for s, line in zip(species, header, strict=True)}
             positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
-        except (ValueError, IndexError, np.linalg.LinAlgError) as error:
+        except (ValueError, IndexError, OverflowError, np.linalg.LinAlgError) as error:
             raise EcdError(path, "is not a complete cube file", "Copy it again, or write it again.") from error
-    stated = all(0 < n < Element(e).Z for e, n in charges.items())
+    stated = all(0 < n < atomic_numbers[e] or n == atomic_numbers[e] <= 2 for e, n in charges.items())
     return ChargeDensity(
         np.asarray(cube["data"]) / Bohr**3,
         atoms.cell[:],
@@ -247,7 +248,7 @@ _CONVENTION = "valence convention "
 def _comment(density: ChargeDensity) -> str:
     """Comment line of a file: name and, where it is known, the valence convention."""
     known = f"; {_CONVENTION}{density.convention}" if density.convention else ""
-    return f"{density.name}{known}".replace("Å", "Ang")
+    return " ".join(f"{density.name}{known}".replace("Å", "Ang").split())
 
 
 def _stated_convention(comment: str) -> str | None:
@@ -314,7 +315,7 @@ def write_poscar(density: ChargeDensity, path: Source) -> None:
         EcdError: a folder that cannot be written.
     """
     with atomic_write(path) as temporary:
-        text = Poscar(density.structure, comment=density.name).get_str(significant_figures=12)
+        text = Poscar(density.structure, comment=" ".join(density.name.split())).get_str(significant_figures=12)
         temporary.write_text(text, encoding="utf-8")
 
 

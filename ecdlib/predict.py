@@ -189,7 +189,11 @@ class Predictor:
         if is_standard(valence):
             return 0.0
         relative = self.target in POSITIVE
-        moved = self.experiment.movement(self.target, relative)[_route(valence, calibration)]
+        route = _route(valence, calibration)
+        if route not in self.experiment.pairs:
+            what = "was trained without the pairs, so that it is not known what a conversion costs"
+            raise EcdError(self.source, what, "Train it on all crystals (crystals=0).")
+        moved = self.experiment.movement(self.target, relative)[route]
         return _spread(moved, valence) * (abs(value) if relative else 1)
 
     @cached_property
@@ -368,7 +372,12 @@ def predict(
     records = []
     features: dict[Any, Any] = {}
     valence = recognize(density) if any(p.portable for p in predictors) else None
-    numbers = None if calibration is None or valence is None else read_calibration(calibration, valence)
+    if calibration is not None and (valence is None or not os.path.isfile(calibration)):
+        problem = "no such file" if valence is not None else "is of no use to a model that does not convert densities"
+        raise EcdError(calibration, problem, f"Make one with `ecd calibrate`, and take --model {DEFAULT_MODEL}.")
+    numbers = None
+    if calibration is not None and valence is not None and not valence.gpaw:  # GPAW's own need none
+        numbers = read_calibration(calibration, valence)
     for p in predictors:
         if p.kind not in features:
             features[p.kind] = p.features(density, valence, numbers)

@@ -12,6 +12,7 @@ import gzip
 import itertools
 import os
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +28,7 @@ from scipy.interpolate import CubicSpline
 
 from ecdlib.datasets import data_file
 from ecdlib.density import ChargeDensity, Floats
-from ecdlib.errors import EcdError, atomic_write
+from ecdlib.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.preprocess import resample
 
 #: Standard deviation, Å, of the Gaussian that smooths a converted density.
@@ -53,7 +54,7 @@ def _standard(element: str) -> dict[str, Floats]:
     try:
         return _form_factors()[0][element, element]
     except KeyError as error:
-        known = "H to Bi without Tc and the lanthanides"
+        known = "H to Rn without Tc, Po, At and the lanthanides"
         raise EcdError(element, "no valence shells are known for it", f"Elements that are: {known}.") from error
 
 
@@ -176,7 +177,11 @@ def recognize(density: ChargeDensity) -> Valence:
         return _stated(density, elements, dict(density.valence))
     gpaw = density.convention is not None and density.convention.startswith("gpaw-")
     if gpaw and "alternative" not in str(density.convention):
-        return Valence({e: target_electrons(e, "gpaw") for e in elements}, True, "GPAW's standard sets")
+        own = {e: target_electrons(e, "gpaw") for e in elements}
+        if not _fits(density, own):
+            what = f"holds {density.n_electrons:.4g} electrons, not the {_count(density, own)} of GPAW's standard sets"
+            raise EcdError(density.name, what, "Is it a spin, partial or difference density, or a charged cell?")
+        return Valence(own, True, "GPAW's standard sets")
     table = known_sets()
     if gpaw:
         table = table[table["family"].str.startswith("gpaw-")]
@@ -214,10 +219,11 @@ def parse_valence(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         element, equals, number = part.partition("=")
-        if not (equals and number.isdigit() and Element.is_valid_symbol(element)):
+        if not (equals and re.fullmatch(r"[0-9]{1,3}", number) and Element.is_valid_symbol(element)):
             raise EcdError(f"valence {part}", "is not element=electrons", "Write for example: Na=1,Cl=7")
         shells(element, int(number))
-        found[element] = int(number)
+        if found.setdefault(element, int(number)) != int(number):
+            raise EcdError(f"valence {text}", f"gives {element} twice", "All atoms of an element have one valence.")
     return found
 
 
@@ -228,16 +234,21 @@ def vasp_valence(folder: Path, species: tuple[str, ...]) -> dict[str, int] | Non
         path = folder / name
         if not path.is_file():
             continue
-        with opener(path, "rt", errors="replace") as f:
-            text = f.read()
+        try:
+            with opener(path, "rt", errors="replace") as f:
+                text = f.read()
+        except (OSError, EOFError, zlib.error):
+            return None  # the count of electrons may do
         if name == "POTCAR.spec":
             table = known_sets()
             numbers = table[table["family"] == "vasp-pbe"].set_index("set")["electrons"]
             found = {s.split("_")[0]: int(numbers[s]) for s in text.split() if s in numbers}
         else:
             titles = re.findall(r"^\s*TITEL\s*=\s*\S+\s+([A-Z][a-z]?)", text, re.MULTILINE)
-            counts = re.findall(r"ZVAL\s*=\s*([\d.]+)", text)
-            found = {e: round(float(n)) for e, n in zip(titles, counts, strict=False)}
+            counts = re.findall(r"ZVAL\s*=\s*(\d+\.?\d*)(?=\s)", text)
+            if len(titles) != len(counts):
+                return None
+            found = {e: round(float(n)) for e, n in zip(titles, counts, strict=True)}
         break
     return {e: found[e] for e in dict.fromkeys(species)} if species and set(species) <= set(found) else None
 
@@ -366,7 +377,11 @@ def to_convention(
             factor = CubicSpline(wavenumbers, change)(np.minimum(np.sqrt(waves.squared), wavenumbers[-1]))
             factor = factor + sum(x * basis for x, basis in zip(numbers, waves.correction(), strict=True))
             spectrum += factor * waves.phases(element)
-    spectrum *= np.exp(-np.minimum(waves.squared * smoothing**2 / 2, 700))
+    if smoothing:
+        spectrum *= np.exp(-np.minimum(waves.squared * smoothing**2 / 2, 700))
+        for axis, n in enumerate(density.shape):
+            if n % 2 == 0:  # a wave at the edge of the grid stands for two, whose lengths differ in a skewed cell
+                spectrum.swapaxes(0, axis)[n // 2] = 0
     name = f"{target}, smoothed {smoothing:g} Å"
     return density.step(
         f"converted to {name}: {', '.join(steps) or 'valence as it is'} (known from {valence.how})",
@@ -443,7 +458,7 @@ def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str
         rows = {str(e): (int(r["electrons"]), float(r["a"]), float(r["b"])) for e, r in table.iterrows()}
         if not np.isfinite([row[1:] for row in rows.values()]).all():
             raise ValueError("not finite")
-    except (OSError, KeyError, ValueError, UnicodeDecodeError) as error:
+    except (*DAMAGED, OverflowError) as error:
         raise EcdError(path, "is no calibration", "Make one with `ecd calibrate`.") from error
     for element, electrons in valence.electrons.items():
         if element in rows and rows[element][0] != electrons:

@@ -25,7 +25,7 @@ from ecdlib.datasets import ROOT, data_folder, load_density
 from ecdlib.errors import EcdError
 from ecdlib.io import read_density, write_density
 from ecdlib.latents import LatentDatabase, common_cell, load_latents
-from ecdlib.predict import load_predictors, predict
+from ecdlib.predict import conversion_lines, load_predictors, predict
 
 NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"
 CHROMIUM = next(
@@ -180,22 +180,46 @@ def test_comparison_with_the_reconstruction(database: LatentDatabase) -> None:
 
 def test_files_of_one_name_are_told_apart_and_results_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tab, raw, other = app.PredictTab(tmp_path), NACL.read_bytes(), NACL.with_name("CHGCAR.Li.gz").read_bytes()
-    assert tab.work({"a b.gz": raw, "a_b.gz": other}, ["NaCl_225"], "density-gpr") == []
+    assert tab.work({"a b.gz": raw, "a_b.gz": other}, ["NaCl_225"], "density-gpr-portable") == []
     assert list(tab.found) == ["a_b.gz", "a_b.gz (2)", "NaCl_225"]
     table = pd.read_csv(tab.csv.callback())
     assert list(table) == app.CSV_COLUMNS
     assert table["file"].nunique() == 3
     kept = tab.found["NaCl_225"][1]
-    assert "came twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr")[0]
+    assert "came twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr-portable")[0]
     assert [density.formula for density, _ in tab.found.values()] == ["Li", "NaCl"]
     assert tab.found["NaCl_225"][1] is kept
     text = gzip.decompress(raw).decode()  # what Panel makes of a file that the browser calls text
-    assert tab.work({"CHGCAR.txt": text, "cut.gz": raw[:999]}, [], "density-gpr") == [
+    assert tab.work({"CHGCAR.txt": text, "cut.gz": raw[:999]}, [], "density-gpr-portable") == [
         "cut.gz: the compressed file is damaged or cut off. Copy it again."
     ]
     monkeypatch.setattr(app, "UPLOAD_LIMIT", 10)
-    assert "more than the limit" in tab.work({"CHGCAR.txt": text}, [], "density-gpr")[0]
+    assert "more than the limit" in tab.work({"CHGCAR.txt": text}, [], "density-gpr-portable")[0]
     assert tab.found == {}
+
+
+def test_a_valence_that_the_user_gives_is_for_the_files(tmp_path: Path) -> None:
+    tab, model = app.PredictTab(tmp_path), "density-gpr-portable"
+    files: dict[str, bytes | str] = {"CHGCAR.NaCl.gz": NACL.read_bytes()}
+    assert tab.work(files, ["NaH_225"], model) == []
+    counted, bundled = tab.found["CHGCAR.NaCl.gz"][1].records, tab.found["NaH_225"][1].records
+    assert tab.work(files, ["NaH_225"], model, "Na=1, Cl=7") == []
+    given = tab.found["CHGCAR.NaCl.gz"][1].records
+    assert [r["value"] for r in given] == [r["value"] for r in counted]
+    assert "known from the file or its user" in given[0]["conversion"]
+    assert tab.found["NaH_225"][1].records == bundled
+    (problem,) = tab.work(files, ["NaH_225"], model, "Na=7,Cl=7")
+    assert "with the valence given it would be 14" in problem
+    assert list(tab.found) == ["NaH_225"]
+    for text, words in (("Na=3", "Na=3: no whole shells have so many"), ("garbage", "is not element=electrons")):
+        (problem,) = tab.work(files, [], model, text)
+        assert words in problem
+        assert tab.found == {}
+    assert tab.work(files, [], model, "") == []
+    table = pd.read_csv(tab.csv.callback())
+    assert table["conversion"].str.contains("Na 1 to 7 electrons").all()
+    assert (table["conversion_std"] > 0).all()
+    assert (table["conversion_std"] < table["std"]).all()
 
 
 def test_what_nobody_foresaw_becomes_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +228,7 @@ def test_what_nobody_foresaw_becomes_words(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(app, "examine", broken)
     entry = app.Entry(b"", load_density("LiH_225"))
-    assert str(entry.examine("density-gpr")).startswith("LiH_225: could not be evaluated.")
+    assert str(entry.examine("density-gpr-portable")).startswith("LiH_225: could not be evaluated.")
     assert "&lt;b&gt;" in app._box(["<b>"], "#000000")
 
 
@@ -288,8 +312,8 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     assert [(row[0], row[4]) for row in rows] == [("CHGCAR.NaCl.gz", r["unit"]) for r in expected]
     assert [float(row[2]) for row in rows] == pytest.approx([r["value"] for r in expected], rel=1e-3)
     assert [float(row[3]) for row in rows] == pytest.approx([r["std"] for r in expected], rel=6e-2)
-    page.get_by_text(f"CHGCAR.NaCl.gz: {expected[0]['warnings'][0]}").wait_for()
-    assert "another valence convention" in expected[0]["warnings"][0]
+    page.get_by_text(conversion_lines(expected)[0]).wait_for()
+    assert "Na 1 to 7 electrons" in expected[0]["conversion"]
     for n in range(2):
         page.locator(".js-plotly-plot canvas").nth(n).wait_for()
     for width in (800, 1200):  # nothing is cut off
@@ -306,7 +330,7 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
         page.get_by_text("Download all results (CSV)").click()
     table = pd.read_csv(download.value.path())
     assert list(table) == app.CSV_COLUMNS
-    expected = predict(read_density(NACL), load_predictors("density-gpr"))
+    expected = predict(read_density(NACL), load_predictors("density-gpr-portable"))
     assert table["value"].tolist() == pytest.approx([r["value"] for r in expected])
     assert running.problems == []
 

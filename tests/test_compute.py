@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecdlib import compute, gpaw_script
+from ecdlib import cli, compute, gpaw_script
 from ecdlib.compute import compute_density, find_gpaw_python
 from ecdlib.datasets import load_densities
 from ecdlib.errors import EcdError
 from ecdlib.io import read_density
+from ecdlib.valence import Valence, recognize
 
 try:
     PYTHON = find_gpaw_python()
@@ -95,8 +96,44 @@ def test_density_is_the_bundled_one(tmp_path: Path) -> None:
 
 
 @needs_gpaw
+def test_another_set_gives_the_density_of_the_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, out = load_densities("pairs"), tmp_path / "V.npz"
+    path, a = poscar(tmp_path, one_atom("V", float(2 * pairs.table["volume"]["V_229"]) ** (1 / 3))), str(out)
+    monkeypatch.setattr(sys, "argv", ["ecd", "compute", str(path), "-o", a, "--set", "V=5", "--python", PYTHON])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert "5.000 electrons" in capsys.readouterr().out
+    density, bundled = read_density(out), pairs["V_229"]
+    assert (density.convention or "").endswith("(alternative sets)")
+    assert recognize(density) == Valence({"V": 5}, True, "its number of electrons")
+    if density.convention == bundled.convention:
+        assert np.abs(density.values - bundled.values).max() < 1e-4 * bundled.values.max()
+
+
+@needs_gpaw
+def test_a_set_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set H\.7 in "):
+        compute_density(poscar(tmp_path, LIH), sets={"H": "7"}, python=PYTHON)
+
+
+@pytest.mark.parametrize("text", ["V", "V=", "=5", "=", ""])
+def test_a_set_that_is_no_name(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ecd", "compute", str(poscar(tmp_path, LIH)), "--set", text, "--python", fake_python(tmp_path, "exit 3")]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"ecd: --set {text}: is not element=name. Write for example: --set Na=1\n"
+
+
+@needs_gpaw
 def test_element_without_paw_set(tmp_path: Path) -> None:
-    with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set for U in .*gpaw-data") as error:
+    with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set U in .*gpaw-data") as error:
         compute_density(poscar(tmp_path, one_atom("U", 3.5)), tmp_path / "out.npz", python=PYTHON)
     assert "cube file of another calculation" in error.value.remedy
     assert os.listdir(tmp_path) == ["POSCAR"]

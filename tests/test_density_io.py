@@ -34,6 +34,7 @@ from ecdlib.io import (
     read_npz,
     write_chgcar,
     write_cube,
+    write_density,
     write_npz,
 )
 from ecdlib.preprocess import redistribute_negative_charge, to_conventional
@@ -201,7 +202,9 @@ def test_spin_and_augmentation_come_back_from_rewriting(name, blocks, plain, tmp
     for block in blocks[1:]:
         np.testing.assert_allclose(back.vasp.spin[block], density.vasp.spin[block], rtol=1e-10)
     write_chgcar(back, tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "CHGCAR").read_bytes()
+    texts = [(tmp_path / name).read_text().split("\n", 1) for name in ("CHGCAR", "again")]
+    assert [title for title, _ in texts] == [name, "CHGCAR"]
+    assert texts[0][1] == texts[1][1]
 
 
 def small_chgcar(path: Path, blocks: dict[str, Any], augmentation: Any = None) -> None:
@@ -368,6 +371,24 @@ def test_every_format_keeps_the_electrons_of_a_bundled_crystal(suffix, tmp_path)
     assert back.n_electrons == pytest.approx(density.n_electrons, abs=1e-3)
     np.testing.assert_allclose(back.values, density.values, rtol=1e-4, atol=1e-7)
     assert back.formula == density.formula
+
+
+@pytest.mark.parametrize("suffix", ["CHGCAR", "d.cube", "d.npz"])
+@pytest.mark.parametrize("convention", [None, "gpaw-0.9.20000 (alternative sets)", "gpaw, smoothed 0.3 Å"])
+def test_every_format_keeps_the_valence_convention(convention, suffix, tmp_path):
+    for name in ("LiH_225", "Ω Å, a b", "", "two\nlines"):
+        density = dataclasses.replace(load_density("LiH_225"), convention=convention, name=name)
+        write_density(density, tmp_path / suffix)
+        assert read_density(tmp_path / suffix).convention == convention
+
+
+def test_a_poscar_holds_the_atoms_with_all_digits(tmp_path):
+    density = to_conventional(load_density("NaCl_225"))
+    write_density(density, tmp_path / "POSCAR.NaCl")
+    structure = Structure.from_file(tmp_path / "POSCAR.NaCl")
+    np.testing.assert_allclose(structure.lattice.matrix, density.lattice, atol=1e-10)
+    assert sorted(s.specie.symbol for s in structure) == sorted(density.species)
+    assert (tmp_path / "POSCAR.NaCl").read_text().startswith("NaCl_225\n")
 
 
 # One name for all

@@ -284,7 +284,9 @@ def test_a_store_stands_for_all_its_crystals(quietly, tmp_path):
 def test_settings_change_the_features():
     density = load_density("LiH_225")
     standard, _ = featurize(density, SMALL)
-    for other in (FeatureSettings(5, 1.0, field="density"), FeatureSettings(5, 1.0, conversion="trilinear")):
+    others: list[dict[str, Any]] = [{"field": "density"}, {"conversion": "trilinear"}]
+    others += [{"convention": "gpaw"}, {"convention": "chemical"}]
+    for other in (FeatureSettings(5, 1.0, **changes) for changes in others):
         assert np.abs(featurize(density, other)[0] - standard).max() > 1e-4 * standard.max()
 
 
@@ -327,6 +329,18 @@ def test_featurize_on_the_command_line(bad, tmp_path, monkeypatch, capsys):
     stored = content(out)
     assert np.array_equal(stored[LI], featurize(read_density(LI), SMALL)[0].astype(np.float32))
     assert sorted(stored) == sorted(["LiH_225", LI])
+
+
+def test_featurize_converts_the_valence_first(tmp_path, monkeypatch, capsys):
+    nacl, out = str(data_folder() / "vasp" / "CHGCAR.NaCl.gz"), tmp_path / "f.h5"
+    command = ["ecd", "featurize", nacl, "-o", str(out), "--size", "5", "--voxel", "1", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--convention", "gpaw"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    _, report, settings = load_features(out)
+    assert settings == FeatureSettings(5, 1.0, convention="gpaw")
+    assert report["electrons"].tolist() == pytest.approx([14], abs=1e-3)
 
 
 def test_two_runs_that_want_the_same_features_wait_for_each_other(tmp_path, monkeypatch):

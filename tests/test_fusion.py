@@ -202,10 +202,11 @@ def test_shipped_models_predict_bundled_crystals_and_say_how_sure_they_are(model
             assert r["unit"] == PROPERTIES[r["property"].replace(" ", "_")]
 
 
-def test_a_density_of_another_valence_is_warned_of() -> None:
+def test_a_density_of_another_valence_is_converted() -> None:
     done = CliRunner().invoke(app, ["predict", "data/vasp/CHGCAR.NaCl.gz", "--model", "fusion-lightgbm"])
     assert done.exit_code == 0
-    assert "another valence convention" in done.output
+    assert "another valence convention" not in done.output
+    assert "Na 1 to 7 electrons" in done.output
     assert "debye temperature" in done.output
 
 

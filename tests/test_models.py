@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import get_args
 
 import numpy as np
@@ -179,3 +180,74 @@ def test_gaussian_process_does_not_depend_on_the_unit_of_the_target() -> None:
     for log, scale in ((True, 1000.0), (False, 96.485)):
         a, b = (DensityGPR(4, log).fit(X[:20], y[:20] * factor).predict(X[20:]) for factor in (1.0, scale))
         assert np.allclose(a * scale, b, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "first"), [(LeanCNN, 64 * 125), (OctahedralCNN, 64 * 10)])
+def test_networks_of_two_channels(kind: type[LeanCNN | OctahedralCNN], first: int) -> None:
+    """The first layer has as many kernels again; distinct values and the whole grid give the same."""
+    assert count_parameters(kind("A", in_channels=2)) == count_parameters(kind("A")) + first
+    torch.manual_seed(0)
+    model = kind("A", size=11, in_channels=2).double().eval()
+    distinct = torch.rand(3, 2, int(cubic_orbits(11).max()) + 1, dtype=torch.float64).cumsum(2)
+    model.precondition(distinct)
+    with torch.no_grad():
+        few = model(distinct)
+        whole = model(distinct[:, :, torch.from_numpy(cubic_orbits(11).copy())])
+        swapped = model(distinct.flip(1))
+    assert few.shape == (3, 1)
+    assert torch.allclose(few, whole, rtol=1e-6, atol=0)
+    assert not torch.allclose(few, swapped, rtol=1e-3)
+
+
+def channels_of_random_statistics(n: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two channels ``(n, 30)``, and a target that needs both."""
+    rng = np.random.default_rng(2)
+    a, b = (np.exp(rng.normal(size=(n, 30)) @ np.diag(np.linspace(1, 0.1, 30))) for _ in range(2))
+    return a, b, 50 * a[:, 0] * b[:, 0] ** 0.7 * np.exp(0.02 * rng.normal(size=n))
+
+
+def test_the_same_density_twice_tells_the_gaussian_process_no_more_than_once() -> None:
+    a, _, y = channels_of_random_statistics()
+    one = DensityGPR(5, log_target=True).fit(a[:40], y[:40])
+    s = dict(one.state)
+    variance, *lengths, noise = s["hyperparameters"]
+    twice = {name: np.concatenate([s[name]] * 2) for name in ("centre", "components", "mean", "scale")}
+    wider = [length + np.log(2) / 2 for length in lengths]  # each of the two groups counts half
+    twice |= {
+        "hyperparameters": np.array([variance, *wider, *wider, noise]),
+        "training": np.hstack([s["training"]] * 2),
+    }
+    two = DensityGPR.from_state({**s, **twice}, log_target=True)
+    assert two.channels == 2
+    for x, z in zip(one.predict(a, return_std=True), two.predict(np.hstack([a, a]), return_std=True), strict=True):
+        assert np.allclose(x, z, rtol=1e-6)
+
+
+def test_a_gaussian_process_of_two_channels_uses_both_and_survives_storage() -> None:
+    a, b, y = channels_of_random_statistics(90)
+    both = np.hstack([a, b])
+    two = DensityGPR(5, log_target=True, channels=2).fit(both[:70], y[:70])
+    assert len(two.state["hyperparameters"]) == 1 + 4 + 1
+    error = {}
+    for name, X, channels in (("a", a, 1), ("b", b, 1), ("both", both, 2)):
+        predicted = DensityGPR(5, True, channels).fit(X[:70], y[:70]).predict(X[70:])
+        error[name] = np.abs(np.log(predicted / y[70:])).mean()
+    assert error["both"] < 0.7 * min(error["a"], error["b"])
+    again = DensityGPR.from_state(dict(two.state), log_target=True)
+    assert np.array_equal(again.predict(both[70:]), two.predict(both[70:]))
+
+
+def test_every_model_on_correlations_takes_two_channels() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.random((40, 2, int(cubic_orbits(9).max()) + 1)).cumsum(2), rng.random(40)
+    for name, model in MODELS.items():
+        if model.inputs != "correlations" or model.targets > 1:
+            continue
+        p = TrainingParameters(model=name, convention="portable", size=9, epochs=1)
+        estimator = model.build(p)
+        if hasattr(estimator, "progress"):
+            estimator.progress = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's remarks on noise without a pattern
+            predicted = estimator.fit(X, y).predict(X)
+        assert np.asarray(predicted).reshape(-1).shape == (40,), name

@@ -20,6 +20,7 @@ from ecdlib.predict import Domain, Predictor, load_predictors, predict
 from ecdlib.preprocess import to_conventional
 
 NACL = str(data_folder() / "vasp" / "CHGCAR.NaCl.gz")
+FIELDS = ["file", "property", "value", "std", "unit", "conversion", "conversion_std", "warnings"]
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +44,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_records_are_complete_and_a_training_crystal_comes_back(predictors: list[Predictor]) -> None:
     records = predict(load_density("NaCl_225"), predictors)
-    assert [list(r) for r in records] == [["file", "property", "value", "std", "unit", "warnings"]] * 2
+    assert [list(r) for r in records] == [FIELDS] * 2
     assert [(r["property"], r["unit"]) for r in records] == [("bulk modulus", "GPa"), ("total energy", "eV/atom")]
     labels = load_cubic_targets().loc["NaCl_225"]
     for r in records:
         assert abs(r["value"] - labels[r["property"].replace(" ", "_")]) < 3 * r["std"]
         assert r["std"] > 0
         assert r["warnings"] == []
+        assert (r["conversion_std"], r["conversion"]) == (0, "valence Na 7, Cl 7, that of our data")
 
 
 def test_every_shipped_prediction_follows_from_the_shipped_weights(predictors: list[Predictor]) -> None:
-    for p in [*predictors, *load_predictors("octahedral-a")]:
+    for p in [*predictors, *load_predictors("density-gpr"), *load_predictors("octahedral-a")]:
         for name in ("LiH_225", "Fe3SnC_221"):
             stored = float(p.experiment.fitted[list(p.experiment.names).index(name), 0])
             (record,) = predict(load_density(name), [p])
@@ -85,6 +87,7 @@ def test_training_densities_fit_their_own_domain(domain: Domain) -> None:
 def test_another_valence_convention_is_noticed(domain: Domain) -> None:
     (warning,) = domain.warnings(read_density(NACL))
     assert "holds 8.0 valence electrons, training densities of this crystal 14" in warning
+    assert domain.warnings(read_density(NACL), converted=True) == []
 
 
 def test_other_ways_of_being_unlike_the_training_set(domain: Domain) -> None:
@@ -128,7 +131,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert run(monkeypatch, NACL, "LiH_225", "--json", "--csv", str(table)) == 0
     records = json.loads(capsys.readouterr().out)
     assert len(records) == 4
-    assert set(records[0]) == {"file", "property", "value", "std", "unit", "warnings"}
+    assert list(records[0]) == FIELDS
     assert records[0]["file"] == NACL
     written = pd.read_csv(table, keep_default_na=False)
     assert list(written.columns) == list(records[0])
@@ -137,5 +140,16 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     printed = capsys.readouterr()
     assert "LiH_225" in printed.out
     assert printed.err == "ecd: nowhere/CHGCAR: no such file. Check the path.\n"
-    assert run(monkeypatch, NACL) == 0
-    assert "another valence convention" in capsys.readouterr().err
+    assert run(monkeypatch, NACL, "--valence", "Na=1,Cl=7") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f"{NACL}: valence Na 1, Cl 7 (known from the file or its user)" in printed.out
+    assert "Of ± std the conversion makes " in printed.out
+    assert run(monkeypatch, NACL, "--model", "density-gpr") == 0
+    printed = capsys.readouterr()
+    assert "another valence convention" in printed.err
+    assert "--model density-gpr-portable converts it" in printed.err
+    assert "conversion makes" not in printed.out
+    assert run(monkeypatch, NACL, "--valence", "Na=3,Cl=7") == 2
+    printed = capsys.readouterr()
+    assert printed.err == "ecd: Na=3: no whole shells have so many electrons. Possible: 1, 7, 9.\n"

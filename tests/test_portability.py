@@ -1,0 +1,332 @@
+"""One crystal in two conventions: the pairs, honest predictions from them, and what a conversion costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import Composition
+
+from ecdlib import experiments, features
+from ecdlib.datasets import data_folder, load_cubic_targets, load_densities
+from ecdlib.density import ChargeDensity
+from ecdlib.errors import EcdError
+from ecdlib.experiments import Experiment, load_results, run_experiment, settings, slug
+from ecdlib.features import FeatureSettings, featurize, statistics
+from ecdlib.io import read_density
+from ecdlib.parameters import TrainingParameters, resolve
+from ecdlib.portability import (
+    LEFT_OUT,
+    Route,
+    calibrations,
+    changed_elements,
+    conversion,
+    has_d_electrons,
+    load_fusion_movement,
+    pair_has_d_electrons,
+    pair_names,
+    spectra_apart,
+)
+from ecdlib.predict import POSITIVE, Predictor, conversion_lines, load_predictors, predict
+from ecdlib.valence import Valence, recognize, target_electrons
+
+Array = np.ndarray
+NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"
+
+
+def parameters(**given: object) -> TrainingParameters:
+    p = resolve("training", {"model": "density-gpr", "convention": "portable", **given})
+    assert isinstance(p, TrainingParameters)
+    return p
+
+
+@pytest.fixture(scope="module")
+def portable() -> list[Predictor]:
+    found = load_predictors()
+    assert all(isinstance(p, Predictor) and p.portable for p in found)
+    return found  # type: ignore[return-value]
+
+
+def of_unknown_potentials(density: ChargeDensity) -> ChargeDensity:
+    """The density as if another code had made it: only the electrons of its potentials are known."""
+    return replace(density, convention=None, valence=recognize(density).electrons)
+
+
+# The pairs
+
+
+def test_the_elements_that_change_are_those_with_other_electrons() -> None:
+    for density in load_densities("pairs"):
+        electrons = recognize(density).electrons
+        other = {e for e, n in electrons.items() if n != target_electrons(e, "gpaw")}
+        assert set(changed_elements(density.name)) == other != set()
+        assert set(changed_elements(density.name)) <= set(density.species)
+
+
+def test_calibrations_come_from_compounds_in_which_nothing_else_changes() -> None:
+    found = calibrations()
+    changing = {e for name in pair_names() for e in changed_elements(name)}
+    assert set(found) == changing - set(LEFT_OUT)
+    assert set(LEFT_OUT) < changing
+    sizes = load_densities("pairs").table["n_atoms"]
+    for element, (name, numbers) in found.items():
+        assert changed_elements(name) == (element,)
+        assert np.isfinite(numbers).all()
+        alike = [n for n in pair_names() if changed_elements(n) == (element,)]
+        assert sizes[name] == sizes[alike].min()
+
+
+def test_pairs_for_each_route() -> None:
+    everything = load_densities("pairs").names
+    assert pair_names() == pair_names("shells") == pair_names("as computed") == everything
+    calibrated = pair_names("calibrated")
+    assert [n for n in everything if n in calibrated] == calibrated
+    left = set(everything) - set(calibrated)
+    assert left == {n for n in everything if {e.symbol for e in Composition(n.split("_")[0])} & set(LEFT_OUT)}
+    assert len(left) == 30
+
+
+def test_what_the_routes_know_of_a_density() -> None:
+    density = load_densities("pairs")["AlIr_221"]
+    own, nothing = conversion(density, "radial functions")
+    assert (own.electrons, own.gpaw, nothing) == ({"Al": 3, "Ir": 9}, True, {})
+    shells, nothing = conversion(density, "shells")
+    assert (shells.electrons, shells.gpaw, nothing) == (own.electrons, False, {})
+    calibrated, numbers = conversion(density, "calibrated")
+    assert (calibrated, numbers) == (shells, {"Ir": calibrations()["Ir"][1]})
+
+
+def test_each_route_knows_more_than_the_one_before() -> None:
+    routes: tuple[Route, ...] = ("as computed", "shells", "calibrated")
+    apart = np.array([[spectra_apart(name, route) for route in routes] for name in pair_names("calibrated")[::3]])
+    assert (np.diff(np.median(apart, axis=0)) < 0).all()
+    assert (apart[:, 1] < apart[:, 0] / 5).all()
+    assert np.median(apart[:, 2]) < 0.003
+
+
+def test_potentials_with_d_electrons_are_a_class_of_their_own() -> None:
+    assert not has_d_electrons({"Na": 7, "Cl": 7, "Ga": 3, "Te": 6})
+    assert has_d_electrons({"Na": 7, "Ga": 13})
+    assert has_d_electrons({"Al": 3, "Sc": 3})
+    without = {e for name in pair_names() if not pair_has_d_electrons(name) for e in changed_elements(name)}
+    assert without == {"Na", "Mg"}
+    assert pair_has_d_electrons("BeTe_216")  # the d shell of its other set
+    assert not pair_has_d_electrons("MgAu_221")  # that of gold is in both densities
+
+
+# Features and experiments
+
+
+def test_features_in_a_convention() -> None:
+    density, small = load_densities("pairs")["NaCl_225"], {"size": 5, "voxel": 1.0}
+    rows = {c: featurize(density, FeatureSettings(**small, convention=c))[1] for c in ("computed", "gpaw", "chemical")}
+    assert [rows[c]["electrons"] for c in rows] == pytest.approx([8, 14, 8], abs=1e-3)
+    assert [rows[c]["electrons_after"] for c in rows] == pytest.approx([8, 14, 8], abs=1e-3)
+    assert rows["gpaw"]["convention"] == "gpaw, smoothed 0.3 Å"
+    chosen = statistics(density, FeatureSettings(**small, convention="gpaw"))
+    own = statistics(load_densities("cubic")["NaCl_225"], FeatureSettings(**small, convention="gpaw"))
+    raw = statistics(density, FeatureSettings(**small))
+    assert np.allclose(chosen[0], own[0], rtol=5e-3)
+    assert not np.allclose(raw[0], own[0], rtol=0.1)
+
+
+def test_names_and_channels_of_portable_experiments() -> None:
+    p = parameters()
+    assert slug(p) == "density-gpr-portable--bulk_modulus--seed0"
+    assert slug(parameters(augment=True)) == "density-gpr-portable-augmented--bulk_modulus--seed0"
+    assert [s.convention for s in settings(p)] == ["gpaw", "chemical"]
+    assert [s.convention for s in settings(parameters(convention="computed"))] == ["computed"]
+    channels = [np.full((3, 4 + 12), float(n)) for n in range(2)]
+    assert experiments.arrange("density-gpr", channels).shape == (3, 32)
+    assert experiments.arrange("octahedral-a", channels).shape == (3, 2, 4)
+    assert experiments.arrange("octahedral-a", channels[:1]).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"augment": True, "convention": "computed"}, "augment=true: needs converted densities of the pairs"),
+        ({"augment": True, "crystals": 60}, "augment=true: needs converted densities of the pairs"),
+        ({"model": "zhao"}, "convention=portable model=zhao: do not fit together"),
+        ({"model": "magpie-forest"}, "convention=portable model=magpie-forest: do not fit together"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(given: dict[str, object], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(EcdError, match=problem):
+        run_experiment(parameters(**given), tmp_path / "r.npz", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_pairs_are_predicted_by_models_that_have_not_seen_the_crystal_in_any_convention(
+    augment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feature is the number of its crystal, with a half for the converted densities of the pairs."""
+    names = list(load_cubic_targets().index)
+    number = np.arange(len(names), dtype=float)[:, None]
+    others = {r: np.array([[names.index(n) + 0.5] for n in pair_names(r)]) for r in ("shells", "radial functions")}
+    seen: list[set[float]] = []
+    labels: dict[float, set[float]] = {}
+
+    class Spy:
+        def fit(self, X: Array, y: Array) -> Spy:
+            self.rank = len(seen)
+            seen.append(set(X[:, 0]))
+            for x, value in zip(X[:, 0], y, strict=True):
+                labels.setdefault(float(np.floor(x)), set()).add(float(value))
+            return self
+
+        def predict(self, X: Array) -> Array:
+            return np.full(len(X), float(self.rank))
+
+    monkeypatch.setattr(experiments, "inputs", lambda *_: number)
+    monkeypatch.setattr(experiments, "pair_inputs", lambda _: others)
+    monkeypatch.setattr(experiments, "build", lambda *_: Spy())
+    result = run_experiment(parameters(protocol="10-fold", augment=augment), tmp_path / "r.npz", progress=False)
+    assert set(result.pairs) == set(others)
+    for route, predicted in result.pairs.items():
+        assert predicted.shape == (99, 1)
+        for x, rank in zip(others[route][:, 0], predicted[:, 0], strict=True):
+            assert not {x, np.floor(x)} & seen[int(rank)]
+            assert result.crossed[int(x), 0] == rank
+    halves = [len({x for x in each if x % 1}) for each in seen]
+    assert min(halves) > 60 if augment else max(halves) == 0
+    assert all(len(values) == 1 for values in labels.values())
+    assert (result.movement("bulk_modulus") == 0).all(axis=None)
+
+
+def test_two_channels_from_the_density_to_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "ROOT", tmp_path)
+    monkeypatch.setattr(features, "available_cores", lambda: 1)
+    p = parameters(crystals=60, size=7, voxel=1.0, protocol="split")
+    result = run_experiment(p, tmp_path / "r.npz", progress=False)
+    assert result.pairs == {}  # there are too few crystals for the pairs
+    assert result.errors("bulk_modulus")["train"] < 0.5 * result.truth.std()
+    (predictor,) = load_predictors(str(tmp_path / "r.npz"))
+    name = str(result.names[result.test][0])
+    (record,) = predict(load_densities("cubic")[name], [predictor])
+    assert record["value"] == pytest.approx(float(result.fitted[result.test][0, 0]), rel=1e-3)
+    assert record["conversion_std"] == 0
+    with pytest.raises(EcdError, match=r"r\.npz: .*pairs"):  # what a conversion costs is not known
+        predict(read_density(NACL), [predictor])
+
+
+# What ships
+
+
+def moved(results: dict[str, Experiment], name: str, target: str, route: Route) -> float:
+    return float(results[f"{name}--{target}--seed0"].movement(target)[route].abs().mean())
+
+
+def test_predictions_hardly_move_once_the_valence_is_converted() -> None:
+    plain, converted = load_results(), load_results("portable")
+    assert moved(plain, "density-gpr", "bulk_modulus", "as computed") > 15
+    assert moved(plain, "density-gpr", "total_energy", "as computed") > 1
+    for model in ("density-gpr-portable", "density-gpr-portable-augmented", "pca-gpr-portable"):
+        assert moved(converted, model, "bulk_modulus", "radial functions") < 2
+        assert moved(converted, model, "bulk_modulus", "calibrated") < 2
+        assert moved(converted, model, "bulk_modulus", "shells") < 7
+        assert moved(converted, model, "total_energy", "radial functions") < 0.1
+    for e in converted.values():
+        assert e.meta["parameters"]["convention"] == "portable"
+        assert {r: len(v) for r, v in e.pairs.items()} == {"shells": 99, "calibrated": 69, "radial functions": 99}
+        assert all(np.isfinite(v).all() for v in e.pairs.values())
+
+
+def test_nothing_is_lost_by_the_portable_model() -> None:
+    plain, converted = load_results(), load_results("portable")
+    for target in experiments.UNITS:
+        a = plain[f"density-gpr--{target}--seed0"].errors(target)["10-fold"]
+        b = converted[f"density-gpr-portable--{target}--seed0"].errors(target)["10-fold"]
+        assert b < 1.1 * a
+
+
+def test_sodium_chloride_of_vasp_is_that_of_the_label(portable: list[Predictor]) -> None:
+    records = predict(read_density(NACL), portable)
+    labels = load_cubic_targets().loc["NaCl_225"]
+    for r in records:
+        assert r["value"] == pytest.approx(labels[r["property"].replace(" ", "_")], rel=0.1)
+        assert r["warnings"] == []
+        assert r["std"] > r["conversion_std"] > 0
+        assert "Na 1 to 7 electrons" in r["conversion"]
+        assert "by whole shells" in r["conversion"]  # the potentials themselves are not known
+    (line,) = conversion_lines(records)
+    assert line.startswith("CHGCAR.NaCl.gz: valence Na 1, Cl 7 (known from its number of electrons)")
+    assert f"{records[0]['conversion_std']:.2g} GPa (bulk modulus)" in line
+
+
+@pytest.mark.parametrize("name", ["FeNi3_221", "Na2Te_225"])
+def test_stored_predictions_from_the_other_density_follow_from_the_weights(
+    name: str, portable: list[Predictor]
+) -> None:
+    other = load_densities("pairs")[name]
+    for density, route in ((other, "radial functions"), (of_unknown_potentials(other), "shells")):
+        for p, record in zip(portable, predict(density, portable), strict=True):
+            assert p.experiment.fold[list(p.experiment.names).index(name)] == 0  # by the model whose weights ship
+            stored = float(p.experiment.pairs[route][pair_names().index(name), 0])
+            assert record["value"] == pytest.approx(stored, rel=1e-4)
+
+
+def test_a_conversion_costs_what_it_does_to_the_pairs_of_its_class(portable: list[Predictor]) -> None:
+    bulk, energy = portable
+    standard = recognize(load_densities("cubic")["NaCl_225"])
+    assert bulk.cost(standard, 20.0) == energy.cost(standard, -3.0) == 0
+    salts = [n for n in pair_names() if not pair_has_d_electrons(n)]
+    moves = energy.experiment.movement("total_energy")["shells"][salts]
+    vasp = recognize(read_density(NACL))
+    assert energy.cost(vasp, -3.0) == pytest.approx(float((moves**2).mean() ** 0.5))
+    assert energy.cost(vasp, -6.0) == energy.cost(vasp, -3.0)
+    assert bulk.cost(vasp, 40.0) == pytest.approx(2 * bulk.cost(vasp, 20.0))
+    for p, value in ((bulk, 100.0), (energy, -4.0)):
+        known = recognize(load_densities("pairs")["Ir_225"])
+        assert 0 < p.cost(known, value) < p.cost(replace(known, gpaw=False), value)
+
+
+def test_fusion_models_convert_without_smoothing() -> None:
+    """Rows of the shipped table, computed again; the own density gives what it gave before there were conversions."""
+    table, name = load_fusion_movement(), "NaI_225"
+    assert len(table) == 2 * 99 * 6
+    own, other = load_densities("cubic")[name], load_densities("pairs")[name]
+    as_own = Valence({e: target_electrons(e, "gpaw") for e in own.species}, True, "")
+    for model in ("fusion-lightgbm", "fusion-attention"):
+        predictors = load_predictors(model)
+        rows = table[(table["model"] == model) & (table["pair"] == name)].set_index("property")
+        cases = {
+            "own": (own, None),
+            "as computed": (other, as_own),
+            "shells": (of_unknown_potentials(other), None),
+            "calibrated": (other, *conversion(other, "calibrated")),
+            "radial functions": (other, None),
+        }
+        found = {key: predictors[0].features(*case) for key, case in cases.items()}
+        for p in predictors:
+            for key in cases:
+                assert p.predict(found[key])[0] == pytest.approx(rows[key][p.target], rel=1e-4)  # type: ignore[arg-type]
+        assert np.array_equal(found["own"], predictors[0].model.features(own))  # type: ignore[union-attr]
+
+
+def test_what_a_conversion_costs_the_fusion_models() -> None:
+    table = load_fusion_movement()
+    assert np.isfinite(table[["own", "as computed", "shells", "radial functions"]]).all(axis=None)
+    assert table.loc[table["calibrated"].notna(), "pair"].nunique() == 69
+    mean = {
+        route: (table[route] - table["own"]).abs().groupby([table["model"], table["property"]]).mean()
+        for route in ("as computed", "shells", "calibrated", "radial functions")
+    }
+    assert (mean["calibrated"] < mean["as computed"] / 5).all()
+    assert (mean["radial functions"] < mean["as computed"] / 10).all()
+    assert (mean["shells"] < mean["as computed"] / 3).all()
+    vasp = recognize(read_density(NACL))
+    salts = ~table["pair"].map(pair_has_d_electrons)
+    for model in ("fusion-lightgbm", "fusion-attention"):
+        for p in load_predictors(model):
+            rows = table[(table["model"] == model) & (table["property"] == p.target) & salts].set_index("pair")
+            moves = rows["shells"] - rows["own"]
+            if p.target in POSITIVE:
+                moves = moves / rows["own"]
+            expected = float((moves**2).mean() ** 0.5) * (50 if p.target in POSITIVE else 1)
+            assert p.cost(vasp, 50.0) == pytest.approx(expected)
+            assert p.cost(vasp, 50.0) > 0
+            assert p.cost(recognize(load_densities("cubic")["NaCl_225"]), 50.0) == 0
