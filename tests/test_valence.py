@@ -459,7 +459,7 @@ def test_a_count_that_fits_several_valences_names_them_and_one_can_be_chosen() -
         ("Na Cl", 7, {}, ".*or a charged cell"),
         ("Na Cl", 28, {}, "holds 28 electrons, all that NaCl has: an all-electron density"),
         ("Na Cl", 28, {"convention": "all-electron"}, "is an all-electron density: no grid holds its cores"),
-        ("U", 14, {}, "no valence shells are known for U. Elements that are: H to Bi"),
+        ("U", 14, {}, "no valence shells are known for U. Elements that are: H to Rn"),
         ("Na U", 15, {"valence": {"Na": 1, "U": 14}}, "no valence shells are known for U"),
         ("Na Cl", 14, {"convention": "gpaw, smoothed 0.3 Å"}, "is converted already .*Convert the original"),
         ("", 8, {}, "has no atoms"),
