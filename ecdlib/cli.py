@@ -228,7 +228,7 @@ def predict_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
 ) -> None:
-    """Predict properties from densities, with uncertainty, and warn where the crystal is unlike the training set."""
+    """Predict properties from PBE densities, with uncertainty, and warn where a crystal is unlike the training set."""
     from dataclasses import replace
 
     from ecdlib.features import expand_sources
@@ -283,12 +283,14 @@ def calibrate_command(
     from dataclasses import replace
 
     from ecdlib.io import read_density
-    from ecdlib.valence import calibrate, is_standard, parse_valence, recognize, write_calibration
+    from ecdlib.preprocess import resample
+    from ecdlib.valence import apart, calibrate, is_standard, parse_valence, recognize, to_convention, write_calibration
 
     if out.suffix != ".csv":
         raise EcdError(out, "is no name for a calibration", "Let it end in .csv.")
     stated = parse_valence(valence)
     found: dict[str, tuple[int, float, float, str]] = {}
+    fits = []
     for text in compounds:
         file, equals, name = text.rpartition("=")
         if not equals:
@@ -305,16 +307,20 @@ def calibrate_command(
         if other := [e for e, n in electrons.items() if e in found and found[e][0] != n]:
             what = f"has other potentials of {', '.join(other)} than the compounds before it"
             raise EcdError(text, what, "Calibrate each set of potentials by itself.")
-        numbers = calibrate(density, reference, new, known={e: row[1:3] for e, row in found.items()})
+        known = {e: row[1:3] for e, row in found.items()}
+        numbers = calibrate(density, reference, new, known=known)
+        wanted = to_convention(reference).values
+        before, after = (
+            apart(resample(to_convention(density, calibration=c).values, reference.shape), wanted)
+            for c in (known, known | numbers)
+        )
+        fits.append(f"{file}: {100 * before:.2g} % from {name} by whole shells, {100 * after:.2g} % calibrated")
         found |= {e: (electrons[e], *numbers[e], name) for e in new}
     write_calibration(out, found)
-    _table(
-        [
-            {"element": e, "valence": n, "a (Å²)": f"{a:.5f}", "b (Å⁴)": f"{b:.6f}", "from": c}
-            for e, (n, a, b, c) in found.items()
-        ],
-        ["element", "valence", "a (Å²)", "b (Å⁴)", "from"],
-    )
+    print("\n".join(fits))
+    columns = ["element", "valence", "a (e·Å²)", "b (e·Å⁴)", "from"]
+    rows = [(e, n, f"{x:.5f}", f"{y:.6f}", name) for e, (n, x, y, name) in found.items()]
+    _table([dict(zip(columns, row, strict=True)) for row in rows], columns)
     print(f"written: {out}")
 
 

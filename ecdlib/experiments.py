@@ -21,7 +21,7 @@ from ecdlib.evaluation import deal
 from ecdlib.features import QUANTILE_NAMES, FeatureSettings, bundled_features
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
-from ecdlib.portability import ROUTES, Route, pair_names, pair_statistics
+from ecdlib.portability import ROUTES, Route, calibrating_compounds, pair_names, pair_statistics
 from ecdlib.preprocess import redistribute_negative_charge, resample, to_conventional
 
 UNITS = {"bulk_modulus": "GPa", "total_energy": "eV/atom"}
@@ -64,6 +64,8 @@ class Experiment:
     def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
         """How far a change of the valence convention moves predictions: one row for each pair, one column a route.
 
+        Compounds that a calibration is fitted to have none in the column ``"calibrated"``.
+
         Args:
             relative: to the prediction from the standard density.
         """
@@ -72,6 +74,8 @@ class Experiment:
         own = pd.Series(predicted[:, t], index=self.names)
         moved = {r: pd.Series(values[:, t], index=pair_names(r)) for r, values in self.pairs.items()}
         table = pd.DataFrame({r: values - own.reindex(values.index) for r, values in moved.items()})
+        if "calibrated" in table:
+            table.loc[calibrating_compounds(), "calibrated"] = np.nan
         return table.div(own.reindex(table.index), axis=0) if relative else table
 
     @property

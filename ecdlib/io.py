@@ -172,11 +172,14 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
             with open(plain) as f:
                 comment = f.readline()
                 header = [f.readline().split() for _ in range(5 + len(species))][5:]
-            charges = {s: round(float(line[1])) for s, line in zip(species, header, strict=True)}
+            charges = {s: float(line[1]) for s, line in zip(species, header, strict=True)}
+            whole = {e: round(n) for e, n in charges.items() if abs(n - round(n)) < 1e-3}  # no partial charges
             positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
         except (ValueError, IndexError, OverflowError, np.linalg.LinAlgError) as error:
             raise EcdError(path, "is not a complete cube file", "Copy it again, or write it again.") from error
-    stated = all(0 < n < atomic_numbers[e] or n == atomic_numbers[e] <= 2 for e, n in charges.items())
+    stated = len(whole) == len(charges) and all(
+        0 < n < atomic_numbers[e] or n == atomic_numbers[e] <= 2 for e, n in whole.items()
+    )
     return ChargeDensity(
         np.asarray(cube["data"]) / Bohr**3,
         atoms.cell[:],
@@ -185,7 +188,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
         path.name,
         convention or _stated_convention(comment),
         (f"read {path.name}",),
-        valence=charges if stated and charges else None,
+        valence=whole if stated and whole else None,
     )
 
 

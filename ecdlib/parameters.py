@@ -230,11 +230,14 @@ class OwnCrystalParameters(Parameters):
 class AnyCodeParameters(Parameters):
     """One crystal, many densities: valence conventions and the way between them."""
 
-    tiny: ClassVar[dict[str, Any]] = {"pairs": 12}
+    full: ClassVar[dict[str, Any]] = {"folds": 10}
+    tiny: ClassVar[dict[str, Any]] = {"pairs": 12, "folds": 2, "crystals": 60}
 
     example: PairName = Field("NaI_225", description="crystal shown step by step, one of the pairs")
     smoothing: float = Field(0.3, ge=0.1, le=1, description="standard deviation of the Gaussian that smooths, Å")
     pairs: int = Field(0, ge=0, description="pairs that are compared, evenly chosen; 0: all")
+    folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each channel")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals for it; 0: all")
 
 
 class FusionDataParameters(Parameters):

@@ -19,6 +19,7 @@ from ecdlib.store import sha256
 from ecdlib.valence import (
     SMOOTHING,
     Valence,
+    apart,
     calibrate,
     known_sets,
     recognize,
@@ -51,20 +52,30 @@ def _shells_only(density: ChargeDensity) -> Valence:
 
 
 @lru_cache(maxsize=1)
-def calibrations() -> dict[str, tuple[str, tuple[float, float]]]:
-    """For each element but those in :data:`LEFT_OUT`: the compound that calibrates it, and the two numbers found.
-
-    The compound is the first pair, by the number of atoms and then by name, in which no other element changes.
-    """
-    store, reference = load_densities("pairs"), load_densities("cubic")
-    found: dict[str, tuple[str, tuple[float, float]]] = {}
-    for name in store.table.sort_values(["n_atoms", "formula"], kind="stable").index:
+def _calibrators() -> dict[str, str]:
+    """By element but those in :data:`LEFT_OUT`: the first pair, by the number of atoms and then by formula, in which
+    the potentials of no other element change."""
+    found: dict[str, str] = {}
+    for name in load_densities("pairs").table.sort_values(["n_atoms", "formula"], kind="stable").index:
         changed = changed_elements(str(name))
-        if len(changed) == 1 and changed[0] not in (*LEFT_OUT, *found):
-            density = store[name]
-            numbers = calibrate(density, reference[name], changed, _shells_only(density))
-            found[changed[0]] = (name, numbers[changed[0]])
+        if len(changed) == 1 and changed[0] not in LEFT_OUT:
+            found.setdefault(changed[0], str(name))
     return dict(sorted(found.items()))
+
+
+def calibrating_compounds() -> list[str]:
+    """Pairs that numbers are fitted to, so that they test no calibration."""
+    return list(_calibrators().values())
+
+
+@lru_cache(maxsize=1)
+def calibrations() -> dict[str, tuple[str, tuple[float, float]]]:
+    """For each element but those in :data:`LEFT_OUT`: the compound that calibrates it, and the two numbers found."""
+    store, reference = load_densities("pairs"), load_densities("cubic")
+    return {
+        element: (name, calibrate(store[name], reference[name], [element], _shells_only(store[name]))[element])
+        for element, name in _calibrators().items()
+    }
 
 
 def conversion(density: ChargeDensity, route: Route) -> tuple[Valence, Mapping[str, tuple[float, float]]]:
@@ -110,7 +121,7 @@ def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
 def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> float:
     """How far a pair's two densities are apart, in the fluctuating part of the standard one, both smoothed.
 
-    Root of the mean square of the difference without its mean, over that of the standard density without its mean.
+    See :func:`ecdlib.valence.apart`.
     """
     other, own = load_densities("pairs")[name], to_convention(load_densities("cubic")[name], smoothing=smoothing)
     if route == "as computed":
@@ -119,7 +130,7 @@ def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> floa
     else:
         valence, calibration = conversion(other, route)
         values = to_convention(other, valence=valence, smoothing=smoothing, calibration=calibration).values
-    return float((values - own.values).std() / own.values.std())
+    return apart(values, own.values)
 
 
 def has_d_electrons(electrons: Mapping[str, int]) -> bool:

@@ -19,7 +19,14 @@ from ecdlib.experiments import UNITS, Experiment, arrange, load_experiment, sett
 from ecdlib.features import FeatureSettings, statistics
 from ecdlib.models import MODELS
 from ecdlib.parameters import TrainingParameters, resolve
-from ecdlib.portability import Route, has_d_electrons, load_fusion_movement, pair_has_d_electrons
+from ecdlib.portability import (
+    ROUTES,
+    calibrating_compounds,
+    has_d_electrons,
+    load_fusion_movement,
+    pair_has_d_electrons,
+)
+from ecdlib.store import DensityStore
 from ecdlib.valence import Valence, is_standard, read_calibration, recognize, target_electrons, to_convention
 
 if TYPE_CHECKING:
@@ -103,19 +110,43 @@ class Domain:
         return found
 
 
-def _route(valence: Valence, calibration: Calibration | None) -> Route:
-    """How a density is converted: calibrated only if all of its elements with d electrons are."""
+def _rms(values: pd.Series) -> float:
+    return float(np.sqrt((values**2).mean()))
+
+
+def _conversion_std(moved: pd.DataFrame, valence: Valence, calibration: Calibration | None, codes: float) -> float:
+    """What a conversion adds to the standard deviation.
+
+    Args:
+        moved: movements of the pairs' predictions, one column a route.
+        codes: root mean square of the movement between VASP's and our densities of one crystal.
+    """
+    rough = moved.index.map(lambda name: pair_has_d_electrons(str(name)))
+    with_d = {e for e, n in valence.electrons.items() if has_d_electrons({e: n})}
     if valence.gpaw:
-        return "radial functions"
-    rough = [e for e, n in valence.electrons.items() if has_d_electrons({e: n})]
-    return "calibrated" if calibration and set(rough or valence.electrons) <= set(calibration) else "shells"
+        return _rms(moved.loc[rough == bool(with_d), "radial functions"])
+    known = set(calibration or {})
+    parts = [codes]
+    for kind, elements in ((True, with_d), (False, set(valence.electrons) - with_d)):
+        if elements:
+            parts.append(_rms(moved.loc[rough == kind, "calibrated" if elements <= known else "shells"]))
+    return float(np.linalg.norm(parts))
 
 
-def _spread(moved: pd.Series, valence: Valence) -> float:
-    """Root mean square of the movements of the pairs that are like a density: with d electrons, or without."""
-    kind = has_d_electrons(valence.electrons)
-    alike = [name for name in moved.index if pair_has_d_electrons(str(name)) == kind]
-    return float(np.sqrt((moved[alike] ** 2).mean()))
+_TWO_CODES: dict[Any, list[tuple[Any, Any]]] = {}  # features of the densities below, by the kind of a predictor
+
+
+def _between_codes(p: Predictor | FusionPredictor) -> float:
+    """Root mean square movement of predictions between VASP's and our densities of NaCl and of Li, at one geometry."""
+    from ecdlib.io import read_density
+
+    if p.kind not in _TWO_CODES:
+        ours = DensityStore(data_file("vasp/gpaw.h5"))
+        files = {name: read_density(data_file(f"vasp/CHGCAR.{name}.gz")) for name in ours.names}
+        _TWO_CODES[p.kind] = [(p.features(files[name]), p.features(ours[name])) for name in ours.names]
+    values = np.array([[p.predict(x)[0] for x in both] for both in _TWO_CODES[p.kind]])
+    moved = values[:, 0] - values[:, 1]
+    return _rms(pd.Series(moved / values[:, 1] if p.target in POSITIVE else moved))
 
 
 def _points(spacegroup: int) -> int:
@@ -178,23 +209,30 @@ class Predictor:
             raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
         if self.portable and valence is None:
             valence = recognize(density)
+        if not self.portable and "smoothed" in (density.convention or ""):
+            what = f"is converted ({density.convention}), the model takes densities as computed"
+            raise EcdError(density.name, what, f"Give the original, or take --model {DEFAULT_MODEL}.")
         return [np.hstack(statistics(density, s, valence, calibration)) for s in self.kind]
 
     def cost(self, valence: Valence, value: float, calibration: Calibration | None = None) -> float:
-        """Standard deviation that the conversion of a density adds to a prediction, from the pairs.
+        """Standard deviation that the conversion of a density adds to a prediction.
 
-        It is the root mean square of the movements of all pairs with d electrons, or of all without, as the density has
-        them; relative to the prediction for positive properties.
+        It is the root mean square of the movements of the pairs, those with d electrons and those without as the
+        density has them, and for other codes' potentials that between VASP's and our densities of two crystals;
+        relative to the prediction for positive properties. Two crystals are few: for other codes it is a lower bound.
+
+        Raises:
+            EcdError: a model that was trained without the pairs.
         """
         if is_standard(valence):
             return 0.0
-        relative = self.target in POSITIVE
-        route = _route(valence, calibration)
-        if route not in self.experiment.pairs:
+        if not self.experiment.pairs:
             what = "was trained without the pairs, so that it is not known what a conversion costs"
             raise EcdError(self.source, what, "Train it on all crystals (crystals=0).")
-        moved = self.experiment.movement(self.target, relative)[route]
-        return _spread(moved, valence) * (abs(value) if relative else 1)
+        relative = self.target in POSITIVE
+        moved = self.experiment.movement(self.target, relative)
+        codes = 0.0 if valence.gpaw else _between_codes(self)
+        return _conversion_std(moved, valence, calibration, codes) * (abs(value) if relative else 1)
 
     @cached_property
     def domain(self) -> Domain:
@@ -295,13 +333,17 @@ class FusionPredictor:
         if is_standard(valence):
             return 0.0
         table = load_fusion_movement()
-        table = table[
-            (table["model"] == f"fusion-{self.model.meta['parameters']['model']}") & (table["property"] == self.target)
-        ]
-        table = table.set_index("pair")
+        mine = (table["model"] == f"fusion-{self.model.meta['parameters']['model']}") & (
+            table["property"] == self.target
+        )
+        table = table[mine].set_index("pair")
+        moved = table[list(ROUTES)].sub(table["own"], axis=0)
+        moved.loc[calibrating_compounds(), "calibrated"] = np.nan
         relative = self.target in POSITIVE
-        moved = table[_route(valence, calibration)] - table["own"]
-        return _spread(moved / table["own"] if relative else moved, valence) * (abs(value) if relative else 1)
+        if relative:
+            moved = moved.div(table["own"], axis=0)
+        codes = 0.0 if valence.gpaw else _between_codes(self)
+        return _conversion_std(moved, valence, calibration, codes) * (abs(value) if relative else 1)
 
     def predict(self, features: Floats) -> tuple[float, float]:
         """Value and standard deviation (see :meth:`ecdlib.fusion.FusionModel.predict`)."""

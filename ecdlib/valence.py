@@ -1,9 +1,10 @@
 """Valence conventions: which shells a code's potentials count as valence, and the way from one convention to another.
 
 Densities of two codes, or of two sets of potentials, differ twice. They hold different closed shells; and inside the
-cutoff radii each replaces the true density by a smooth one of the same charge. Smoothed by a Gaussian, densities of one
-valence agree; and a closed shell is then a form factor, a function of G = \\|G\\| alone, times the structure's phases.
-The form factors follow from the radial functions of GPAW's data sets (``gpaw_shells.py`` makes the file).
+cutoff radii each replaces the true density by a smooth one of the same charge. Smoothed by a Gaussian, densities of
+one valence nearly agree; and a closed shell is then a form factor, a function of the wave number alone, times the
+structure's phases. The form factors follow from the radial functions of GPAW's data sets (``gpaw_shells.py`` makes
+the file).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from ecdlib.preprocess import resample
 SMOOTHING = 0.3
 #: Width, Å, of the function that a calibration adds to a form factor.
 CALIBRATION_WIDTH = 0.25
-#: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: without closed
-#: shells below the outermost (Na 1, Fe 8, In 3, Pb 4).
+#: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: ns and (n-1)d for
+#: groups 1 to 12, ns and np beyond (Na 1, Fe 8, Zn 12, In 3, Pb 4).
 Target = Literal["gpaw", "chemical"]
 
 
@@ -151,11 +152,11 @@ def _fits(density: ChargeDensity, electrons: Mapping[str, int]) -> bool:
 
 
 def recognize(density: ChargeDensity) -> Valence:
-    """Valence of a density: from its convention if it is one of ours, from what its file says, or from its count.
+    """Valence of a density: from its convention if it is one of ours, from what is stated for it, or from its count.
 
     Raises:
-        EcdError: a count that fits no known sets or several combinations of them, an all-electron density, what the
-            file or the user says does not fit the count, or an element without known shells.
+        EcdError: a count that fits no known sets or several combinations of them, an all-electron density, a stated
+            valence that does not fit, or an element without known shells.
     """
     elements = list(dict.fromkeys(density.species))
     if not elements:
@@ -165,49 +166,63 @@ def recognize(density: ChargeDensity) -> Valence:
             _standard(element)
         except EcdError as error:
             raise EcdError(density.name, f"no valence shells are known for {element}", error.remedy) from error
-    if density.convention == "all-electron":
-        raise EcdError(
-            density.name,
-            "is an all-electron density: no grid holds its cores, so they cannot be taken out again",
-            "Give the CHGCAR (or AECCAR2) of the same calculation.",
-        )
-    if density.convention is not None and "smoothed" in density.convention:
-        raise EcdError(density.name, f"is converted already ({density.convention})", "Convert the original.")
+    convention = density.convention or ""
+    if convention == "all-electron":
+        raise _all_electron(density, "is an all-electron density")
+    if "smoothed" in convention:
+        raise EcdError(density.name, f"is converted already ({convention})", "Convert the original.")
+    if convention.startswith("gpaw-"):
+        found = _counted(density, elements, ("gpaw-",), standard="alternative" not in convention)
+        if density.valence is not None and any(density.valence.get(e) != n for e, n in found.items()):
+            what = (
+                f"is of GPAW's sets with {', '.join(f'{e}={n}' for e, n in found.items())}, another valence is stated"
+            )
+            raise EcdError(density.name, what, "Leave --valence out.")
+        return Valence(found, True, "its convention")
     if density.valence is not None:
         return _stated(density, elements, dict(density.valence))
-    gpaw = density.convention is not None and density.convention.startswith("gpaw-")
-    if gpaw and "alternative" not in str(density.convention):
-        own = {e: target_electrons(e, "gpaw") for e in elements}
-        if not _fits(density, own):
-            what = f"holds {density.n_electrons:.4g} electrons, not the {_count(density, own)} of GPAW's standard sets"
-            raise EcdError(density.name, what, "Is it a spin, partial or difference density, or a charged cell?")
-        return Valence(own, True, "GPAW's standard sets")
+    families = ("vasp-", "gpaw-") if density.vasp is not None else ("",)
+    return Valence(_counted(density, elements, families), False, "its number of electrons")
+
+
+def _all_electron(density: ChargeDensity, what: str) -> EcdError:
+    what += ": no grid holds its cores, so they cannot be taken out again"
+    return EcdError(density.name, what, "Give the valence density (CHGCAR) of the same calculation.")
+
+
+def _counted(
+    density: ChargeDensity, elements: list[str], families: tuple[str, ...], standard: bool = False
+) -> dict[str, int]:
+    """The one combination of known sets that the number of electrons fits.
+
+    Args:
+        families: beginnings of the names of those that may be.
+        standard: GPAW's standard sets alone.
+    """
     table = known_sets()
-    if gpaw:
-        table = table[table["family"].str.startswith("gpaw-")]
-    elif density.vasp is not None:
-        table = table[table["family"].str.startswith(("vasp-", "gpaw-"))]
+    table = table[table["family"].str.startswith(families)]
     choices = [sorted(set(table["electrons"][table["element"] == e])) for e in elements]
-    fits = [
-        v for numbers in itertools.product(*choices) if _fits(density, v := dict(zip(elements, numbers, strict=True)))
-    ]
-    if len(fits) == 1:
-        return Valence(fits[0], gpaw, "its number of electrons")
+    if standard:
+        choices = [[target_electrons(e, "gpaw")] for e in elements]
+    combinations = (dict(zip(elements, numbers, strict=True)) for numbers in itertools.product(*choices))
+    fits = [v for v in combinations if _fits(density, v)]
     count = f"holds {density.n_electrons:.4g} electrons"
-    if not fits:
-        if abs(density.n_electrons - sum(density.numbers)) < 0.01 * sum(density.numbers):
-            what = f"{count}, all that {density.formula} has: an all-electron density, whose cores no grid holds"
-            raise EcdError(density.name, what, "Give the CHGCAR (or AECCAR2) of the same calculation.")
-        lists = ", ".join(f"{e} {' or '.join(map(str, c))}" for e, c in zip(elements, choices, strict=True))
-        what = f"{count}, which fits no known valence ({lists})"
-        remedy = "Is it a spin, partial or difference density, or a charged cell? If none of these: --valence "
-        raise EcdError(density.name, what, remedy + ",".join(f"{e}=N" for e in elements) + ".")
+    everything = abs(density.n_electrons - sum(density.numbers)) < 0.01 * sum(density.numbers)
     ways = " or ".join(",".join(f"{e}={n}" for e, n in fit.items()) for fit in fits)
-    raise EcdError(
-        density.name,
-        f"{count}, which fits several valences",
-        f"Say which: --valence {ways} (or put the POTCAR beside the file).",
-    )
+    if everything and fits and density.vasp is None and not standard and max(density.numbers) > 2:
+        what = f"{count}, all that {density.formula} has: an all-electron density, or the valence {ways}"
+        raise EcdError(density.name, what, f"If it is no all-electron density: --valence {ways}.")
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        remedy = f"Say which: --valence {ways} (or put the POTCAR beside the file)."
+        raise EcdError(density.name, f"{count}, which fits several valences", remedy)
+    if everything:
+        raise _all_electron(density, f"{count}, all that {density.formula} has: an all-electron density")
+    lists = ", ".join(f"{e} {' or '.join(map(str, c))}" for e, c in zip(elements, choices, strict=True))
+    remedy = "Is it a spin, partial or difference density, or a charged cell? If none of these: --valence "
+    what = f"{count}, which fits no known valence ({lists})"
+    raise EcdError(density.name, what, remedy + ",".join(f"{e}=N" for e in elements) + ".")
 
 
 def parse_valence(text: str) -> dict[str, int]:
@@ -265,12 +280,11 @@ def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int])
             raise EcdError(density.name, f"valence {error.source}: {error.problem}", error.remedy) from error
     chosen = {e: stated[e] for e in elements}
     if not _fits(density, chosen):
-        what = (
-            f"holds {density.n_electrons:.4g} electrons, with the valence given it would be {_count(density, chosen)}"
-        )
-        raise EcdError(density.name, what, f"Check the valence ({', '.join(f'{e}={n}' for e, n in chosen.items())}).")
-    gpaw = density.convention is not None and density.convention.startswith("gpaw-")
-    return Valence(chosen, gpaw, "the file or its user")
+        stands = ", ".join(f"{e}={n}" for e, n in chosen.items())
+        what = f"holds {density.n_electrons:.4g} electrons, not {_count(density, chosen)}, as {stands} would be"
+        remedy = "Correct --valence, or what states it: a POTCAR of other potentials beside the file, a cube's header."
+        raise EcdError(density.name, what, remedy)
+    return Valence(chosen, False, "its POTCAR, header or --valence")
 
 
 def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bool) -> Floats:
@@ -391,6 +405,11 @@ def to_convention(
     )
 
 
+def apart(values: Floats, reference: Floats) -> float:
+    """How far two densities on one grid are apart: rms difference over that of the reference, both without means."""
+    return float((values - reference).std() / reference.std())
+
+
 def calibrate(
     density: ChargeDensity,
     reference: ChargeDensity,
@@ -400,8 +419,9 @@ def calibrate(
 ) -> dict[str, tuple[float, float]]:
     """Two numbers for each element's set of potentials, from one compound computed with them and with our recipe.
 
-    They are the least-squares a, b of (a G² + b G⁴) exp(-G² w²/2), w = :data:`CALIBRATION_WIDTH`, added to the form
-    factor of each atom of the element. They change no electron count, and carry over to other compounds.
+    They are the least-squares a (e·Å²) and b (e·Å⁴) of (a G² + b G⁴) exp(-G² w²/2), w = :data:`CALIBRATION_WIDTH`,
+    added to the form factor of each atom of the element. They change no electron count, and carry over to other
+    compounds.
 
     Args:
         density: with the sets to be calibrated; another grid than that of the reference will do.
@@ -434,7 +454,7 @@ def calibrate(
 
 
 def write_calibration(path: str | os.PathLike[str], numbers: Mapping[str, tuple[int, float, float, str]]) -> None:
-    """Write a calibration as CSV: element, valence electrons, a (Å²), b (Å⁴), compound that gave them.
+    """Write a calibration as CSV: element, valence electrons, a (e·Å²), b (e·Å⁴), compound that gave them.
 
     Raises:
         EcdError: a folder that cannot be written.

@@ -108,7 +108,7 @@ def test_another_set_gives_the_density_of_the_pair(
     assert "5.000 electrons" in capsys.readouterr().out
     density, bundled = read_density(out), pairs["V_229"]
     assert (density.convention or "").endswith("(alternative sets)")
-    assert recognize(density) == Valence({"V": 5}, True, "its number of electrons")
+    assert recognize(density) == Valence({"V": 5}, True, "its convention")
     if density.convention == bundled.convention:
         assert np.abs(density.values - bundled.values).max() < 1e-4 * bundled.values.max()
 

@@ -18,6 +18,7 @@ from ecdlib.errors import EcdError
 from ecdlib.io import read_density
 from ecdlib.predict import Domain, Predictor, load_predictors, predict
 from ecdlib.preprocess import to_conventional
+from ecdlib.valence import to_convention
 
 NACL = str(data_folder() / "vasp" / "CHGCAR.NaCl.gz")
 FIELDS = ["file", "property", "value", "std", "unit", "conversion", "conversion_std", "warnings"]
@@ -143,7 +144,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert run(monkeypatch, NACL, "--valence", "Na=1,Cl=7") == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert f"{NACL}: valence Na 1, Cl 7 (known from the file or its user)" in printed.out
+    assert f"{NACL}: valence Na 1, Cl 7 (known from its POTCAR, header or --valence)" in printed.out
     assert "Of ± std the conversion makes " in printed.out
     assert run(monkeypatch, NACL, "--model", "density-gpr") == 0
     printed = capsys.readouterr()
@@ -153,3 +154,10 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert run(monkeypatch, NACL, "--valence", "Na=3,Cl=7") == 2
     printed = capsys.readouterr()
     assert printed.err == "ecd: Na=3: no whole shells have so many electrons. Possible: 1, 7, 9.\n"
+
+
+def test_a_converted_density_is_not_given_to_a_model_on_raw_ones() -> None:
+    smoothed = to_convention(load_density("NaCl_225"))
+    for model in ("density-gpr", "octahedral-a", "density-gpr-portable", "fusion-lightgbm"):
+        with pytest.raises(EcdError, match=r"NaCl_225: is converted .*gpaw, smoothed 0\.3 Å"):
+            predict(smoothed, load_predictors(model))

@@ -440,7 +440,7 @@ def test_a_count_that_fits_several_valences_names_them_and_one_can_be_chosen() -
         recognize(made_up("Ti Ni", 20))
     assert error.value.remedy == "Say which: --valence Ti=4,Ni=16 or Ti=10,Ni=10 (or put the POTCAR beside the file)."
     found = recognize(made_up("Ti Ni", 20, valence=parse_valence("Ni=10, Ti=10")))
-    assert found == Valence({"Ti": 10, "Ni": 10}, False, "the file or its user")
+    assert found == Valence({"Ti": 10, "Ni": 10}, False, "its POTCAR, header or --valence")
 
 
 @pytest.mark.parametrize(
@@ -451,13 +451,26 @@ def test_a_count_that_fits_several_valences_names_them_and_one_can_be_chosen() -
             "Na Cl",
             8,
             {"valence": {"Na": 7, "Cl": 7}},
-            "holds 8 electrons, with the valence given it would be 14. Check",
+            "holds 8 electrons, not 14, as Na=7, Cl=7 would be. Correct",
         ),
         ("Na Cl", 8, {"valence": {"Na": 1}}, "no valence is given for Cl. Add it: --valence Na=1,Cl=N."),
         ("Fe", 2.2, {}, r"holds 2\.2 electrons, which fits no known valence \(Fe 8 or 14 or 16\). Is it a spin"),
         ("Na Cl", 9, {}, r"holds 9 electrons, which fits no known valence \(Na 1 or 7 or 9, Cl 7\)"),
         ("Na Cl", 7, {}, ".*or a charged cell"),
         ("Na Cl", 28, {}, "holds 28 electrons, all that NaCl has: an all-electron density"),
+        (
+            "Li H",
+            4,
+            {},
+            r"holds 4 electrons, all that LiH has: an all-electron density, or the valence Li=3,H=1\. If it",
+        ),
+        ("Na Cl", 8, {"convention": "gpaw-0.9.20000"}, "holds 8 electrons, which fits no known valence .Na 7, Cl 7"),
+        (
+            "Na Cl",
+            14,
+            {"convention": "gpaw-0.9.20000", "valence": {"Na": 1, "Cl": 13}},
+            "is of GPAW's sets with Na=7, Cl=7",
+        ),
         ("Na Cl", 28, {"convention": "all-electron"}, "is an all-electron density: no grid holds its cores"),
         ("U", 14, {}, "no valence shells are known for U. Elements that are: H to Rn"),
         ("Na U", 15, {"valence": {"Na": 1, "U": 14}}, "no valence shells are known for U"),
@@ -559,7 +572,10 @@ def test_a_potcar_of_other_elements_is_not_used(calculation: Path) -> None:
 def test_a_potcar_of_another_calculation_does_not_fit_the_count(tmp_path: Path) -> None:
     (tmp_path / "CHGCAR.gz").write_bytes((VASP / "CHGCAR.NaCl.gz").read_bytes())
     (tmp_path / "POTCAR").write_text(SODIUM_CHLORIDE)
-    with pytest.raises(EcdError, match=r"holds 8 electrons, with the valence given it would be 14\. Check the valence"):
+    with pytest.raises(
+        EcdError,
+        match=r"holds 8 electrons, not 14, as Na=7, Cl=7 would be\. Correct --valence, or what states it: a POTCAR",
+    ):
         recognize(read_density(tmp_path / "CHGCAR.gz"))
 
 
@@ -600,7 +616,12 @@ def test_the_header_of_a_cube_may_say_the_valence(tmp_path: Path) -> None:
     alloy = made_up("Ti Ni", 20)
     assert cube(tmp_path, alloy, "4.0", "16.0").valence == {"Ti": 4, "Ni": 16}
     assert recognize(cube(tmp_path, alloy, "10.0", "10.0")).electrons == {"Ti": 10, "Ni": 10}
-    for charges in (("0.0", "0.0"), ("22.0", "28.0"), ("4.0", "28.0")):  # unknown, or atomic numbers
+    for charges in (
+        ("0.0", "0.0"),
+        ("22.0", "28.0"),
+        ("4.0", "28.0"),
+        ("3.6", "16.4"),
+    ):  # unknown, atomic numbers, partial
         density = cube(tmp_path, alloy, *charges)
         assert density.valence is None
         with pytest.raises(EcdError, match="several valences"):
@@ -656,7 +677,7 @@ def files(tmp_path: Path) -> Path:
     ("name", "options", "problem"),
     [
         ("TiNi", [], "fits several valences"),
-        ("TiNi", ["--valence", "Ti=4,Ni=10"], "with the valence given it would be 14"),
+        ("TiNi", ["--valence", "Ti=4,Ni=10"], "not 14, as Ti=4, Ni=10 would be"),
         ("TiNi", ["--valence", "Ti=4"], "no valence is given for Ni"),
         ("TiNi", ["--valence", "Ti=5,Ni=15"], "Ti=5: no whole shells have so many electrons"),
         ("TiNi", ["--valence", "Ti:4"], "is not element=electrons"),
