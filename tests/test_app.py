@@ -206,7 +206,7 @@ def test_a_valence_that_the_user_gives_is_for_the_files(tmp_path: Path) -> None:
     assert tab.work(files, ["NaH_225"], model, "Na=1, Cl=7") == []
     given = tab.found["CHGCAR.NaCl.gz"][1].records
     assert [r["value"] for r in given] == [r["value"] for r in counted]
-    assert "known from the file or its user" in given[0]["conversion"]
+    assert "known from its POTCAR, header or --valence" in given[0]["conversion"]
     assert tab.found["NaH_225"][1].records == bundled
     (problem,) = tab.work(files, ["NaH_225"], model, "Na=7,Cl=7")
     assert "with the valence given it would be 14" in problem
