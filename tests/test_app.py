@@ -209,7 +209,7 @@ def test_a_valence_that_the_user_gives_is_for_the_files(tmp_path: Path) -> None:
     assert "known from its POTCAR, header or --valence" in given[0]["conversion"]
     assert tab.found["NaH_225"][1].records == bundled
     (problem,) = tab.work(files, ["NaH_225"], model, "Na=7,Cl=7")
-    assert "with the valence given it would be 14" in problem
+    assert "holds 8 electrons, not 14" in problem
     assert list(tab.found) == ["NaH_225"]
     for text, words in (("Na=3", "Na=3: no whole shells have so many"), ("garbage", "is not element=electrons")):
         (problem,) = tab.work(files, [], model, text)
