@@ -37,7 +37,7 @@ from ecdlib.io import OPENERS, read_density, write_density
 from ecdlib.latents import LatentDatabase, common_cell, load_latents
 from ecdlib.predict import conversion_lines, load_predictors, predict
 from ecdlib.preprocess import resample
-from ecdlib.valence import is_standard, parse_valence, recognize, to_convention
+from ecdlib.valence import parse_valence, to_ours
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -270,10 +270,7 @@ def examine(density: ChargeDensity, model: str) -> Finding:
     records = predict(density, _predictors(model))
     nearest, words = None, ""
     try:
-        valence = recognize(density)
-        if not is_standard(valence):  # the database is of our convention
-            density = to_convention(density, valence=valence, smoothing=0)
-        nearest, percentile = nearness(_database(), _database().autoencoder.latent(density))
+        nearest, percentile = nearness(_database(), _database().autoencoder.latent(to_ours(density)))
         words = nearness_text(nearest, percentile)
     except EcdError as error:
         words = str(error)

@@ -61,6 +61,11 @@ class Experiment:
             "10-fold": float(np.abs(self.crossed - self.truth)[:, t].mean()),
         }
 
+    @property
+    def predicted(self) -> Floats:
+        """Each crystal by a model that has not seen it, where there is a 10-fold cross-validation; else ``fitted``."""
+        return self.fitted if np.isnan(self.crossed).all() else self.crossed
+
     def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
         """How far a change of the valence convention moves predictions: one row for each pair, one column a route.
 
@@ -70,8 +75,7 @@ class Experiment:
             relative: to the prediction from the standard density.
         """
         t = self.meta["targets"].index(target)
-        predicted = self.fitted if np.isnan(self.crossed).all() else self.crossed
-        own = pd.Series(predicted[:, t], index=self.names)
+        own = pd.Series(self.predicted[:, t], index=self.names)
         moved = {r: pd.Series(values[:, t], index=pair_names(r)) for r, values in self.pairs.items()}
         table = pd.DataFrame({r: values - own.reindex(values.index) for r, values in moved.items()})
         if "calibrated" in table:

@@ -256,6 +256,12 @@ def load_features(path: str | os.PathLike[str]) -> tuple[Floats, pd.DataFrame, F
         raise EcdError(path, "is not a readable feature file", "Make it with `ecd featurize`.") from error
 
 
+def feature_sources() -> list[Path]:
+    """Files that features depend on beside the densities: a cache must know when they change."""
+    modules = ("density", "store", "preprocess", "correlations", "features", "valence")
+    return [*(Path(__file__).with_name(f"{m}.py") for m in modules), data_file("valence/form_factors.npz")]
+
+
 def bundled_features(
     settings: FeatureSettings = FeatureSettings(), names: Sequence[str] | None = None
 ) -> tuple[Floats, pd.DataFrame]:
@@ -273,8 +279,7 @@ def bundled_features(
     stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
     sources = {source.split("::")[1]: source for source in expand_sources(stores)}
     names = [n for path in stores for n in DensityStore(path).names] if names is None else list(names)
-    modules = ("density", "store", "preprocess", "correlations", "features", "valence")
-    files = [*(Path(__file__).with_name(f"{m}.py") for m in modules), *stores, data_file("valence/form_factors.npz")]
+    files = [*feature_sources(), *stores]
     key = hashlib.sha256(
         json.dumps([*map(sha256, files), asdict(settings), names, library_versions()]).encode()
     ).hexdigest()[:16]

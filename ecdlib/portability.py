@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ecdlib.datasets import cached_array, data_file, library_versions, load_densities
 from ecdlib.density import ChargeDensity, Floats
-from ecdlib.features import FeatureSettings, statistics
+from ecdlib.features import FeatureSettings, feature_sources, statistics
 from ecdlib.store import sha256
 from ecdlib.valence import (
     SMOOTHING,
@@ -37,12 +37,18 @@ ROUTES: tuple[Route, ...] = get_args(Route)
 LEFT_OUT = ("Mn", "Ni", "Os", "Pd", "Te")
 
 
+@lru_cache(maxsize=1)
+def _other_sets() -> dict[str, int]:
+    """Valence electrons in GPAW's other set, of the elements that have one."""
+    table = known_sets()
+    other = table[table["set"].str.contains(".", regex=False) & table["family"].str.startswith("gpaw-")]
+    return dict(zip(other["element"], other["electrons"], strict=True))
+
+
 @lru_cache(maxsize=256)
 def changed_elements(name: str) -> tuple[str, ...]:
     """Elements of a pair whose potentials differ between its two densities: all of which GPAW has two sets."""
-    table = known_sets()
-    two = set(table["element"][table["set"].str.contains(".", regex=False) & table["family"].str.startswith("gpaw-")])
-    return tuple(e for e in Composition(name.split("_")[0]).as_dict() if e in two)
+    return tuple(e for e in Composition(name.split("_")[0]).as_dict() if e in _other_sets())
 
 
 def _shells_only(density: ChargeDensity) -> Valence:
@@ -101,9 +107,7 @@ def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
         settings: its convention is ``"computed"`` with the route ``"as computed"`` only.
         route: how the densities are converted; rows are those of :func:`pair_names`.
     """
-    here = Path(__file__).parent
-    modules = ("density", "store", "preprocess", "correlations", "features", "valence", "portability")
-    files = [*(here / f"{m}.py" for m in modules), load_densities("pairs").path, data_file("valence/form_factors.npz")]
+    files = [*feature_sources(), Path(__file__), load_densities("pairs").path]
 
     def make() -> Floats:
         store, rows = load_densities("pairs"), []
@@ -141,8 +145,7 @@ def has_d_electrons(electrons: Mapping[str, int]) -> bool:
 @lru_cache(maxsize=256)
 def pair_has_d_electrons(name: str) -> bool:
     """The same for the potentials that change between the densities of a pair."""
-    electrons = recognize(load_densities("pairs")[name]).electrons
-    return has_d_electrons({e: electrons[e] for e in changed_elements(name)})
+    return has_d_electrons({e: _other_sets()[e] for e in changed_elements(name)})
 
 
 def fusion_movement() -> pd.DataFrame:

@@ -27,7 +27,7 @@ from ecdlib.portability import (
     pair_has_d_electrons,
 )
 from ecdlib.store import DensityStore
-from ecdlib.valence import Valence, is_standard, read_calibration, recognize, target_electrons, to_convention
+from ecdlib.valence import Valence, is_standard, read_calibration, recognize, target_electrons, to_ours
 
 if TYPE_CHECKING:
     from ecdlib.fusion import FusionModel
@@ -114,23 +114,29 @@ def _rms(values: pd.Series) -> float:
     return float(np.sqrt((values**2).mean()))
 
 
-def _conversion_std(moved: pd.DataFrame, valence: Valence, calibration: Calibration | None, codes: float) -> float:
-    """What a conversion adds to the standard deviation.
+def _conversion_std(
+    p: Predictor | FusionPredictor,
+    moved: pd.DataFrame,
+    value: float,
+    valence: Valence,
+    calibration: Calibration | None,
+) -> float:
+    """What a conversion adds to the standard deviation of a prediction.
 
     Args:
-        moved: movements of the pairs' predictions, one column a route.
-        codes: root mean square of the movement between VASP's and our densities of one crystal.
+        moved: movements of the pairs' predictions, one column a route; relative for positive properties.
     """
+    scale = abs(value) if p.target in POSITIVE else 1.0
     rough = moved.index.map(lambda name: pair_has_d_electrons(str(name)))
     with_d = {e for e, n in valence.electrons.items() if has_d_electrons({e: n})}
     if valence.gpaw:
-        return _rms(moved.loc[rough == bool(with_d), "radial functions"])
+        return _rms(moved.loc[rough == bool(with_d), "radial functions"]) * scale
     known = set(calibration or {})
-    parts = [codes]
+    parts = [_between_codes(p)]
     for kind, elements in ((True, with_d), (False, set(valence.electrons) - with_d)):
         if elements:
             parts.append(_rms(moved.loc[rough == kind, "calibrated" if elements <= known else "shells"]))
-    return float(np.linalg.norm(parts))
+    return float(np.linalg.norm(parts)) * scale
 
 
 _TWO_CODES: dict[Any, list[tuple[Any, Any]]] = {}  # features of the densities below, by the kind of a predictor
@@ -229,10 +235,8 @@ class Predictor:
         if not self.experiment.pairs:
             what = "was trained without the pairs, so that it is not known what a conversion costs"
             raise EcdError(self.source, what, "Train it on all crystals (crystals=0).")
-        relative = self.target in POSITIVE
-        moved = self.experiment.movement(self.target, relative)
-        codes = 0.0 if valence.gpaw else _between_codes(self)
-        return _conversion_std(moved, valence, calibration, codes) * (abs(value) if relative else 1)
+        moved = self.experiment.movement(self.target, relative=self.target in POSITIVE)
+        return _conversion_std(self, moved, value, valence, calibration)
 
     @cached_property
     def domain(self) -> Domain:
@@ -281,8 +285,7 @@ class Predictor:
         e = self.experiment
         t = e.meta["targets"].index(self.target)
         held_out = e.test if np.isnan(e.crossed).all() else np.ones(len(e.names), dtype=bool)
-        predicted = e.fitted if np.isnan(e.crossed).all() else e.crossed
-        std = float(np.sqrt(((predicted - e.truth)[held_out, t] ** 2).mean()))
+        std = float(np.sqrt(((e.predicted - e.truth)[held_out, t] ** 2).mean()))
         values = np.asarray(self.model.predict(taken)).reshape(-1)
         return float(values[t]), std
 
@@ -323,10 +326,7 @@ class FusionPredictor:
         Raises:
             EcdError: a valence that is not known.
         """
-        valence = valence or recognize(density)
-        if not is_standard(valence):
-            density = to_convention(density, "gpaw", valence, smoothing=0, calibration=calibration)
-        return self.model.features(density)
+        return self.model.features(to_ours(density, valence, calibration))
 
     def cost(self, valence: Valence, value: float, calibration: Calibration | None = None) -> float:
         """Standard deviation that the conversion of a density adds to a prediction (see :meth:`Predictor.cost`)."""
@@ -339,11 +339,9 @@ class FusionPredictor:
         table = table[mine].set_index("pair")
         moved = table[list(ROUTES)].sub(table["own"], axis=0)
         moved.loc[calibrating_compounds(), "calibrated"] = np.nan
-        relative = self.target in POSITIVE
-        if relative:
+        if self.target in POSITIVE:
             moved = moved.div(table["own"], axis=0)
-        codes = 0.0 if valence.gpaw else _between_codes(self)
-        return _conversion_std(moved, valence, calibration, codes) * (abs(value) if relative else 1)
+        return _conversion_std(self, moved, value, valence, calibration)
 
     def predict(self, features: Floats) -> tuple[float, float]:
         """Value and standard deviation (see :meth:`ecdlib.fusion.FusionModel.predict`)."""

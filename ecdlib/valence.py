@@ -302,15 +302,11 @@ def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bo
     standard = _standard(element)
     every = {**factors.get((element, ""), {}), **standard}
     wanted = shells(element, target_electrons(element, target))
-    present = shells(element, electrons)
-    own = (
-        next((f for (e, name), f in factors.items() if e == element and name and _electrons(f) == electrons), None)
-        if gpaw
-        else None
-    )
+    own = {shell: every[shell] for shell in shells(element, electrons)}
+    if gpaw:
+        sets = (f for (e, name), f in factors.items() if e == element and name)
+        own = next((f for f in sets if _electrons(f) == electrons), own)
     zero = np.zeros_like(wavenumbers)
-    if own is None:
-        own = {shell: every[shell] for shell in present}
     return sum((every[s] for s in wanted), zero) - sum(own.values(), zero)
 
 
@@ -341,9 +337,14 @@ class _Waves:
                 total.swapaxes(0, axis)[n // 2] = 0
         return total
 
+    def gaussian(self, width: float) -> Floats:
+        """exp(-G² width²/2), the transform of a Gaussian of that standard deviation (Å)."""
+        factor: Floats = np.exp(-np.minimum(self.squared * width**2 / 2, 700))
+        return factor
+
     def correction(self) -> list[Floats]:
         """What the two numbers of a calibration multiply."""
-        damping = np.exp(-np.minimum(self.squared * CALIBRATION_WIDTH**2 / 2, 700))
+        damping = self.gaussian(CALIBRATION_WIDTH)
         return [self.squared * damping, self.squared**2 * damping]
 
 
@@ -392,7 +393,7 @@ def to_convention(
             factor = factor + sum(x * basis for x, basis in zip(numbers, waves.correction(), strict=True))
             spectrum += factor * waves.phases(element)
     if smoothing:
-        spectrum *= np.exp(-np.minimum(waves.squared * smoothing**2 / 2, 700))
+        spectrum *= waves.gaussian(smoothing)
         for axis, n in enumerate(density.shape):
             if n % 2 == 0:  # a wave at the edge of the grid stands for two, whose lengths differ in a skewed cell
                 spectrum.swapaxes(0, axis)[n // 2] = 0
@@ -403,6 +404,25 @@ def to_convention(
         convention=name,
         valence=None,
     )
+
+
+def to_ours(
+    density: ChargeDensity,
+    valence: Valence | None = None,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+) -> ChargeDensity:
+    """The density in the convention of the bundled ones, not smoothed: itself if it has that already.
+
+    Args:
+        valence, calibration: see :func:`to_convention`.
+
+    Raises:
+        EcdError: see :func:`recognize`.
+    """
+    valence = valence or recognize(density)
+    if is_standard(valence):
+        return density
+    return to_convention(density, "gpaw", valence, smoothing=0, calibration=calibration)
 
 
 def apart(values: Floats, reference: Floats) -> float:
@@ -442,7 +462,7 @@ def calibrate(
     converted = to_convention(density, valence=valence, calibration=known).values
     missing = to_convention(reference).values - resample(converted, reference.shape)
     waves = _Waves(reference)
-    smooth = np.exp(-np.minimum(waves.squared * SMOOTHING**2 / 2, 700))
+    smooth = waves.gaussian(SMOOTHING)
     weights = np.sqrt(np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), smooth.shape)).ravel()[1:]  # not G = 0
     residual = scipy.fft.rfftn(missing, workers=1).ravel()[1:] * (reference.volume / missing.size)
     columns = [(basis * smooth * waves.phases(e)).ravel()[1:] for e in elements for basis in waves.correction()]
