@@ -41,11 +41,13 @@ bench: env ## speed of featurization and of the graph network against what else 
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -W ignore tests/bench_graphs.py
 
 MAC := platform_machine != 'x86_64' or sys_platform != 'darwin'
-lock: ## make requirements.lock anew from pyproject.toml (needs uv on the PATH)
-	uv pip compile --quiet --universal --python-version 3.11.5 --no-header --no-annotate --no-emit-package torch \
-	  --extra dev --extra download pyproject.toml -o requirements.lock.new
+NEXT := python_full_version < '3.15'
+lock: ## bring requirements.lock in step with pyproject.toml; UPGRADE=--upgrade for the newest of all (needs uv on the PATH)
+	cp requirements.lock requirements.lock.new
+	uv pip compile --quiet --universal $(UPGRADE) --python-version 3.11.5 --no-header --no-annotate --no-emit-package torch \
+	  --extra dev --extra download --extra course pyproject.toml -o requirements.lock.new
 	(echo "# Exact versions for Python 3.11 and later, made by 'make lock'. torch is installed apart (Makefile): CPU build by default."; \
-	  grep -vE '^(nvidia-|cuda-|triton)' requirements.lock.new | sed -E "s/ ; $(MAC)$$//; s/ and \\($(MAC)\\)//") > requirements.lock && rm requirements.lock.new
+	  grep -vE '^(nvidia-|cuda-|triton)' requirements.lock.new | sed -E "s/$(NEXT) and //; s/( ;| and) $(NEXT)//; s/ ; $(MAC)$$//; s/ and \\($(MAC)\\)//; s/ ; \\($(MAC)\\)$$//") > requirements.lock && rm requirements.lock.new
 
 clean: ## remove what the build made (not the environment)
 	rm -rf _build book/executed

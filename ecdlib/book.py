@@ -18,6 +18,7 @@ import yaml
 
 from ecdlib import parameters
 from ecdlib.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
+from ecdlib.course_book import questions_html, write_pages, write_slides
 from ecdlib.datasets import ROOT
 from ecdlib.errors import EcdError
 from ecdlib.parameters import NOTEBOOKS, Profile
@@ -26,11 +27,16 @@ from ecdlib.runs import BUILD, current_scoreboard, execute, finished_runs
 PAGES = ROOT / "book" / "executed"
 
 
-def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: bool = False) -> Path:
+def build_book(
+    profile: Profile = "quick", *, kernel: str | None = None, force: bool = False, solutions: bool = False
+) -> Path:
     """Execute all notebooks (those whose cached run is current are taken as they are) and build the HTML.
 
     Finished runs with other parameters become pages beneath their original; those made from older sources are left
     out with a notice.
+
+    Args:
+        solutions: also pages with the solutions of the course's exercises.
 
     Returns:
         Path of the front page.
@@ -47,8 +53,8 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
         begun = time.monotonic()
         folder, cached = execute(notebook, values, kernel=kernel, force=force)
         print("unchanged" if cached else f"executed in {time.monotonic() - begun:.0f} s", flush=True)
-        _page(folder, notebook)
-    variants: dict[str, list[str]] = {}
+        _page(folder, notebook, questions=questions_html(notebook))
+    beneath: dict[str, list[str]] = {}
     for notebook, values, folder, current in finished_runs():
         if not parameters.changed(notebook, values) and values.profile == profile:
             continue
@@ -57,14 +63,16 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
             continue
         name = folder.name if folder.name != notebook else f"{notebook}--{values.profile}"
         _page(folder, name, variant=name.removeprefix(f"{notebook}--").replace("--", ", "))
-        variants.setdefault(notebook, []).append(name)
+        beneath.setdefault(notebook, []).append(name)
     (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
+    beneath |= write_pages(PAGES, solutions)
     _assets()
+    write_slides(BUILD / "assets" / "slides", lambda page: PAGES / f"{page}.ipynb")
     print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
     for product in ("html", ".doctrees"):  # a page that is gone must go, and a warning must come again
         shutil.rmtree(BUILD / product, ignore_errors=True)
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT), "--path-output", str(ROOT)]
-    command += ["--toc", str(_contents(variants)), "-W", "-n", "--keep-going", "-q"]
+    command += ["--toc", str(_contents(beneath)), "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     log = BUILD / "book.log"
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
@@ -76,8 +84,13 @@ def build_book(profile: Profile = "quick", *, kernel: str | None = None, force: 
     return BUILD / "html" / "index.html"
 
 
-def _page(folder: Path, name: str, variant: str = "") -> None:
-    """Copy an executed notebook to where the book takes its pages from; ``variant`` goes into its title."""
+def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> None:
+    """Copy an executed notebook to where the book takes its pages from.
+
+    Args:
+        variant: goes into its title.
+        questions: go to its end.
+    """
     nb = nbformat.read(folder / "executed.ipynb", as_version=4)
     if variant:
         first = next(cell for cell in nb.cells if cell.cell_type == "markdown")
@@ -90,6 +103,8 @@ def _page(folder: Path, name: str, variant: str = "") -> None:
     for cell in nb.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):  # the table of parameters shows them
             cell.metadata["tags"].append("remove-input")
+    if questions:
+        nb.cells.append(nbformat.v4.new_markdown_cell(questions))
     nbformat.write(nb, PAGES / f"{name}.ipynb")
 
 
@@ -111,12 +126,12 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _contents(variants: dict[str, list[str]]) -> Path:
-    """``_toc.yml`` with the variant pages beneath their originals."""
+def _contents(beneath: dict[str, list[str]]) -> Path:
+    """``_toc.yml`` with variant pages beneath their originals and exercises beneath their sessions."""
     toc: dict[str, Any] = yaml.safe_load((ROOT / "_toc.yml").read_text())
     for part in toc["parts"]:
         for chapter in part["chapters"]:
-            pages = variants.get(Path(chapter["file"]).name, [])
+            pages = beneath.get(Path(chapter["file"]).name, [])
             if pages:
                 chapter["sections"] = [{"file": f"book/executed/{page}"} for page in pages]
     path = BUILD / "_toc.yml"

@@ -113,11 +113,12 @@ def book(
     ] = Profile.quick,
     kernel: Annotated[str | None, typer.Option(help="Jupyter kernel; by default that of this environment")] = None,
     force: Annotated[bool, typer.Option(help="execute every notebook, also unchanged ones")] = False,
+    solutions: Annotated[bool, typer.Option(help="also pages with the solutions of the exercises")] = False,
 ) -> None:
     """Execute the notebooks and build the HTML book."""
     from ecdlib.book import build_book
 
-    print(f"open {build_book(profile.value, kernel=kernel, force=force)}")
+    print(f"open {build_book(profile.value, kernel=kernel, force=force, solutions=solutions)}")
 
 
 @app.command()
@@ -553,6 +554,83 @@ def download(
         raise EcdError(source, "no such source", "There are: jarvis, materials-project.")
     for path in paths:
         print(path)
+
+
+course_app = typer.Typer(no_args_is_help=True, help="The book as a course: hand out exercises, grade them.")
+app.add_typer(course_app, name="course")
+Folder = Annotated[Path, typer.Option("--folder", help="folder of the course")]
+
+
+class Data(StrEnum):
+    course = "course"
+    full = "full"
+
+
+@course_app.command("list")
+def course_list() -> None:
+    """List the exercises of all sessions."""
+    from dataclasses import asdict
+
+    from ecdlib.exercises import exercises
+
+    _table([asdict(e) for e in exercises()], ["session", "name", "kind", "minutes", "points", "by_hand", "title"])
+
+
+@course_app.command("make")
+def course_make(
+    session: Annotated[list[str] | None, typer.Option(help="only this one, as session_2; as often as needed")] = None,
+    data: Annotated[Data, typer.Option(help="course: a small set, seconds; full: all cubic crystals")] = Data.course,
+    folder: Folder = Path("_build/course"),
+) -> None:
+    """Make student versions, solutions, and the course in which nbgrader grades, from the exercises."""
+    from ecdlib.course import SESSIONS
+    from ecdlib.exercises import make
+
+    make(session or SESSIONS, data.value, folder.resolve(), report=lambda line: print(line, flush=True))
+
+
+@course_app.command("grade")
+def course_grade(
+    session: Annotated[str, typer.Argument(help="for example session_2")],
+    student: Annotated[list[str] | None, typer.Option(help="only this student; as often as needed")] = None,
+    seconds: Annotated[int, typer.Option(min=5, help="what one cell may take; a notebook: three times that")] = 60,
+    folder: Folder = Path("_build/course"),
+) -> None:
+    """Grade what lies in FOLDER/submitted/NUMBER/SESSION; write the mark sheet and the feedback."""
+    from ecdlib.grading import grade
+
+    table = grade(
+        session, folder.resolve(), students=student, seconds=seconds, report=lambda line: print(line, flush=True)
+    )
+    _marks(table, session, folder)
+
+
+@course_app.command("marks")
+def course_marks(
+    session: Annotated[str, typer.Argument(help="for example session_2")], folder: Folder = Path("_build/course")
+) -> None:
+    """Write mark sheet and feedback again, with what was marked by hand in between."""
+    from ecdlib.grading import marks
+
+    _marks(marks(session, folder.resolve()), session, folder)
+
+
+@course_app.command("times")
+def course_times(
+    out: Annotated[Path, typer.Option("-o", "--out", help="file to write")] = Path("book/course/times.json"),
+) -> None:
+    """Measure what a class runs: chapters (as last built), live commands, solutions of all exercises."""
+    from ecdlib.course_book import measure
+
+    times = measure(report=lambda line: print(line, flush=True))
+    with atomic_write(out) as temporary:
+        temporary.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {out}")
+
+
+def _marks(table: Any, session: str, folder: Path) -> None:
+    _table(table.reset_index().to_dict("records"), ["student", *table.columns])
+    print(f"{folder / f'marks-{session}.csv'}, feedback in {folder / 'feedback'}")
 
 
 def main() -> None:

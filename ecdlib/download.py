@@ -33,7 +33,7 @@ JARVIS, MATERIALS_PROJECT = "JARVIS-DFT", "Materials Project"
 JARVIS_INDEX = "jarvis-raw-files.zip"
 CHGCARS_URL = "https://materialsproject-parsed.s3.amazonaws.com/chgcars"  # the bucket that mp-api reads
 TIMEOUT = 60  # seconds without an answer
-EXTRA = "Install it: pip install 'ecdlib[download]'"
+EXTRA = "Install it: pip install -e '.[download]'"
 AGAIN = "Check the connection and the proxy, then run the same command again: what was fetched is kept."
 
 

@@ -129,18 +129,22 @@ def covered_artifacts() -> dict[str, str]:
     return found
 
 
+def source_digest() -> str:
+    """Digest of what every result depends on: library, data, versions, and the list of artifacts."""
+    files = [*sorted((ROOT / "ecdlib").rglob("*.py")), ROOT / "requirements.lock", ROOT / "book" / "artifacts.csv"]
+    parts = [json.dumps([data_hashes(), library_versions()], sort_keys=True)]
+    parts += [file.read_text(encoding="utf-8") for file in files]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> str:
     """Digest of all that an executed notebook depends on: source, parameters, kernel, library, data and versions."""
     nb = nbformat.read(notebook_path(notebook), as_version=4)
-    digest = hashlib.sha256()
     parts = [cell.cell_type + cell.source + json.dumps(cell.metadata, sort_keys=True) for cell in nb.cells]
     own = (ROOT / getattr(values, name, "") for name in ("file", "table"))  # a user's: content counts, not the name
     parts += [sha256(path) for path in own if path.is_file()]
-    parts += [values.model_dump_json(), json.dumps([data_hashes(), library_versions()], sort_keys=True), str(kernel)]
-    files = [*sorted((ROOT / "ecdlib").rglob("*.py")), ROOT / "requirements.lock", ROOT / "book" / "artifacts.csv"]
-    for part in parts + [file.read_text(encoding="utf-8") for file in files]:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()
+    parts += [values.model_dump_json(), str(kernel), source_digest()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def run_folder(notebook: str, values: Parameters) -> Path:

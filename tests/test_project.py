@@ -68,13 +68,13 @@ def test_conda_pins_are_those_of_the_lock():
 
 
 def test_conda_users_get_all_that_the_library_and_its_tests_need():
-    missing = {canonical(r.name) for r in direct("download", "dev")} - set(conda())
+    missing = {canonical(r.name) for r in direct("download", "dev", "course")} - set(conda())
     assert missing <= {"uv"}, "only the tool that makes the lock may be left out"
 
 
 def test_the_lock_satisfies_the_project():
     lock = locked()
-    for requirement in direct("download", "dev"):
+    for requirement in direct("download", "dev", "course"):
         version = lock[canonical(requirement.name)]
         assert requirement.specifier.contains(Version(version)), f"{requirement} but locked {version}"
 
@@ -146,20 +146,28 @@ def test_every_command_and_option_has_a_help_text():
     assert {"list", "run", "book", "scoreboard", "featurize", "convert", "data", "compute", "download"} <= set(
         group.commands
     )
+    commands = dict(group.commands)
     for name, command in group.commands.items():
+        commands |= {f"{name} {own}": c for own, c in getattr(command, "commands", {}).items()}
+    for name, command in commands.items():
         assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None) or parameter.name == "help", f"{name} {parameter.name}"
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "book/how_to_use.md", "book/index.md", "book/data.md"]
+    "document",
+    [
+        *("README.md", "CONTRIBUTING.md", "book/how_to_use.md", "book/index.md", "book/data.md"),
+        *("book/course/teachers.md", "book/course/index.md", "book/course/sessions.yml"),
+    ],
 )
 def test_documents_name_only_commands_that_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
-    commands = set(typer.main.get_command(cli.app).commands)
+    group = typer.main.get_command(cli.app).commands
+    commands = set(group) | {f"course {name}" for name in group["course"].commands}
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)ecd ([a-z]+)", text, re.MULTILINE)) <= commands
+    assert set(re.findall(r"(?:^|`|- )ecd (course [a-z]+|[a-z]+)", text, re.MULTILINE)) <= commands
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
 
 

@@ -1,0 +1,310 @@
+"""Grading what students hand in, with nbgrader, so that no notebook can stop the class's run.
+
+Each submission is graded in a process of its own, with limits on time, output and memory. What was stopped stands as a
+line in the mark sheet; the other cells, notebooks and students are graded all the same.
+
+Grading runs the students' code with the rights of whoever grades: use an account or a container of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+from jupyter_core.utils import ensure_async
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+from nbgrader.preprocessors import Execute
+from traitlets import Integer
+
+from ecdlib.errors import EcdError, atomic_write
+from ecdlib.exercises import COURSE, exercises, nbgrader_api
+
+#: Bytes of a notebook that is handed in.
+SIZE_LIMIT = 20_000_000
+#: Names of the errors that say that the grader stopped a cell.
+STOPPED = ("CellTimeoutError", "KernelDied", "TooMuchOutput", "NotRun")
+
+
+class GuardedExecute(Execute):
+    """nbgrader's execution of a notebook, with limits; what they stop becomes an error of its cell, without a mark.
+
+    A cell that runs too long or prints too much is interrupted, and the next one is run; after the kernel's end (a
+    crash, ``exit``, too little memory) or the notebook's time the rest is not run.
+    """
+
+    timeout = Integer(60, help="seconds that one cell may take").tag(config=True)
+    notebook_timeout = Integer(180, help="seconds that one notebook may take").tag(config=True)
+    output_limit = Integer(1_000_000, help="bytes that one cell may print").tag(config=True)
+
+    def preprocess(self, nb: NotebookNode, resources: Any = None, km: Any = None) -> Any:
+        """Execute all cells of a notebook.
+
+        Returns:
+            The notebook with outputs, and the resources.
+        """
+        self._end = time.monotonic() + self.notebook_timeout
+        self._printed: dict[int, int] = {}
+        self._stopped = ""
+        self.timeout_func = lambda cell: max(1, min(self.timeout, int(self._end - time.monotonic())))
+        self.error_on_timeout = {
+            "ename": "CellTimeoutError",
+            "evalue": f"ran longer than {self.timeout} s and was interrupted",
+            "traceback": [f"CellTimeoutError: ran longer than {self.timeout} s and was interrupted"],
+        }
+        self.iopub_timeout = 20
+        with suppress(DeadKernelError, CellTimeoutError, RuntimeError):  # told below, cell by cell
+            super().preprocess(nb, resources, km)
+        for cell in nb.cells[getattr(self, "_at", -1) + 1 :] if self._stopped else []:
+            _stop(cell, "NotRun", self._stopped)
+        return nb, resources
+
+    def preprocess_cell(self, cell: NotebookNode, resources: Any, index: int) -> Any:
+        """Execute one cell."""
+        self._at = index
+        if time.monotonic() > self._end:
+            self._stopped = f"the notebook's {self.notebook_timeout} s were over"
+            _stop(cell, "NotRun", self._stopped)
+            return cell, resources
+        try:
+            return super().preprocess_cell(cell, resources, index)
+        except DeadKernelError:
+            self._stopped = f"Python had ended in cell {index + 1}"
+            _stop(cell, "KernelDied", "ended Python (a crash, exit, or too much memory)")
+            raise
+        except (CellTimeoutError, RuntimeError) as error:
+            self._stopped = f"Python did not answer any more in cell {index + 1}"
+            _stop(cell, "KernelDied", f"left Python without an answer ({type(error).__name__})")
+            raise
+
+    def process_message(self, msg: Any, cell: NotebookNode, cell_index: int) -> Any:
+        """Take one message of the kernel; output beyond the limit is dropped and its cell interrupted."""
+        if msg["msg_type"] in ("stream", "display_data", "execute_result", "update_display_data"):
+            before = self._printed.get(cell_index, 0)
+            self._printed[cell_index] = before + len(json.dumps(msg["content"], default=str))
+            if self._printed[cell_index] > self.output_limit:
+                if before <= self.output_limit:
+                    _stop(
+                        cell, "TooMuchOutput", f"printed more than {self.output_limit / 1e6:g} MB and was interrupted"
+                    )
+                    assert self.km is not None
+                    self._interrupt = asyncio.ensure_future(ensure_async(self.km.interrupt_kernel()))
+                return None
+        return super().process_message(msg, cell, cell_index)
+
+
+def _stop(cell: NotebookNode, name: str, why: str) -> None:
+    if cell.cell_type == "code":
+        cell.outputs = [*cell.get("outputs", [])[:20], new_output("error", ename=name, evalue=why, traceback=[why])]
+
+
+def _students(folder: Path, session: str) -> list[str]:
+    """Whoever handed something in; the name of the folder is the student's number."""
+    return sorted(path.parent.name for path in (folder / "submitted").glob(f"*/{session}") if path.is_dir())
+
+
+def _accept(folder: Path, session: str, student: str) -> list[str]:
+    """Copy what can be read to ``accepted/``, where nbgrader takes it: one damaged file would end its work on all.
+
+    Returns:
+        What was refused and why, one line each.
+    """
+    came, target = folder / "submitted" / student / session, folder / "accepted" / student / session
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    refused = []
+    known = {exercise.path.name for exercise in exercises(session, folder / "source")}
+    for path in sorted(came.glob("*.ipynb")):
+        if path.name not in known:
+            refused.append(f"{path.name}: no exercise of that name")
+        elif path.stat().st_size > SIZE_LIMIT:
+            refused.append(f"{path.name}: larger than {SIZE_LIMIT / 1e6:g} MB; hand it in without outputs")
+        else:
+            try:
+                nb = nbformat.read(path, as_version=4)
+                nbformat.validate(nb)
+            except Exception as error:
+                refused.append(f"{path.name}: cannot be read as a notebook ({type(error).__name__}); hand it in again")
+                continue
+            nbformat.write(nb, target / path.name)
+    return refused
+
+
+def _limit_memory(gigabytes: float) -> None:
+    import resource  # not on Windows
+
+    size = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def grade(
+    session: str,
+    folder: Path = COURSE,
+    *,
+    students: Sequence[str] | None = None,
+    seconds: int = 60,
+    megabytes: float = 1,
+    gigabytes: float = 4,
+    report: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Grade all submissions of a session, then write the mark sheet and the feedback.
+
+    Args:
+        session: for example ``"session_2"``.
+        folder: the course, as :func:`ecdlib.exercises.make` leaves it, with ``submitted/STUDENT/SESSION/*.ipynb``.
+        students: only these.
+        seconds, megabytes, gigabytes: what one cell may take, print, and one notebook's Python may hold; a notebook may
+            take three times as long.
+
+    Returns:
+        The mark sheet, see :func:`marks`.
+
+    Raises:
+        EcdError: no course in the folder, or nobody handed in.
+    """
+    nbgrader_api(folder)
+    found = _students(folder, session)
+    if unknown := sorted(set(students or []) - set(found)):
+        raise EcdError(
+            folder / "submitted", f"holds nothing of {', '.join(unknown)} for {session}", "Check the number."
+        )
+    if not found:
+        raise EcdError(
+            folder / "submitted", f"holds nothing for {session}", f"Put notebooks into submitted/NUMBER/{session}/."
+        )
+    limit = (len(exercises(session, folder / "source")) + 1) * 3 * seconds + 60
+    for student in students or found:
+        refused = _accept(folder, session, student)
+        settings = {"seconds": seconds, "megabytes": megabytes, "gigabytes": gigabytes}
+        command = [sys.executable, "-m", "ecdlib.grading", str(folder), session, student, json.dumps(settings)]
+        environment = {**os.environ, "ECD_STUDENT": student, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started = time.monotonic()
+        try:
+            output, _ = process.communicate(timeout=limit)
+            trouble = [] if process.returncode == 0 else [_last_line(output)]
+        except subprocess.TimeoutExpired:
+            trouble = [f"grading took longer than {limit} s and was stopped"]
+        with suppress(ProcessLookupError):  # kernels that are left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        note = folder / "notes" / session / f"{student}.txt"
+        with atomic_write(note) as temporary:
+            temporary.write_text("; ".join(refused + trouble), encoding="utf-8")
+        report(f"{student}: {'; '.join(refused + trouble) or 'graded'} ({time.monotonic() - started:.0f} s)")
+    return marks(session, folder)
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines() if line.strip()]
+    return f"could not be graded: {lines[-1][:200] if lines else 'no message'}"
+
+
+def marks(session: str, folder: Path = COURSE) -> pd.DataFrame:
+    """Write the mark sheet ``marks-SESSION.csv`` and the feedback pages; run it again after marking by hand.
+
+    Returns:
+        A table with a row for each student: marks of each exercise, ``total``, ``of`` (what can be reached),
+        ``by_hand`` (answers that still wait for the teacher) and ``note`` (what was stopped, and where).
+
+    Raises:
+        EcdError: no course in the folder, or nobody handed in.
+    """
+    from nbgrader.api import Gradebook, MissingEntry
+
+    api = nbgrader_api(folder)
+    own = exercises(session, folder / "source")
+    rows = []
+    with Gradebook(api.coursedir.db_url, "ecdlib") as book:
+        for student in _students(folder, session):
+            row: dict[str, Any] = {"student": student}
+            note = folder / "notes" / session / f"{student}.txt"
+            notes = [note.read_text(encoding="utf-8")] if note.is_file() else ["not graded yet"]
+            waiting = 0
+            for exercise in own:
+                try:
+                    found = book.find_submission_notebook(exercise.name, session, student)
+                    row[exercise.name] = found.score
+                    waiting += sum(g.needs_manual_grade for g in found.grades if g.manual_score is None)
+                except MissingEntry:
+                    row[exercise.name] = 0.0
+                notes += _notes(folder, session, student, exercise.name)
+            row["total"] = sum(row[e.name] for e in own)
+            row |= {"of": sum(e.points for e in own), "by_hand": waiting, "note": "; ".join(n for n in notes if n)}
+            rows.append(row)
+            if (folder / "autograded" / student / session).is_dir():
+                api.generate_feedback(session, student, force=True)
+    if not rows:
+        raise EcdError(folder / "submitted", f"holds nothing for {session}", "Put the students' folders there.")
+    table = pd.DataFrame(rows).set_index("student")
+    with atomic_write(folder / f"marks-{session}.csv") as temporary:
+        table.to_csv(temporary)
+    return table
+
+
+def _notes(folder: Path, session: str, student: str, name: str) -> list[str]:
+    """What the grader stopped in a notebook, and what is missing."""
+    path = folder / "autograded" / student / session / f"{name}.ipynb"
+    if not path.is_file():
+        handed_in = (folder / "submitted" / student / session / f"{name}.ipynb").is_file()
+        return [] if handed_in else [f"{name}: not handed in"]  # a refused one has its line already
+    nb = nbformat.read(path, as_version=4)
+    found, not_run = [], 0
+    for number, cell in enumerate(nb.cells, 1):
+        for output in cell.get("outputs", []):
+            if output.output_type != "error":
+                continue
+            if output.ename == "NotRun":
+                not_run += 1
+            elif output.ename in STOPPED:
+                found.append(f"{name}: cell {number} {output.evalue}")
+            elif output.ename.endswith("MemoryError"):
+                found.append(f"{name}: cell {number} needed too much memory")
+            elif output.ename == "EcdError" and "STUDENT" in output.evalue:
+                found.append(f"{name}: {output.evalue}")
+    if not_run:
+        found.append(f"{name}: {not_run} cells after it not run")
+    return found
+
+
+def _grade_one(folder: Path, session: str, student: str, settings: dict[str, float]) -> None:
+    """In a process of its own: nbgrader's autograde of one submission."""
+    with suppress(ImportError, OSError, ValueError):
+        _limit_memory(settings["gigabytes"])
+    api = nbgrader_api(folder)
+    if not any((folder / "accepted" / student / session).glob("*.ipynb")):
+        shutil.rmtree(folder / "autograded" / student / session, ignore_errors=True)
+        return
+    api.coursedir.submitted_directory = "accepted"
+    api.config.GuardedExecute.timeout = int(settings["seconds"])
+    api.config.GuardedExecute.notebook_timeout = 3 * int(settings["seconds"])
+    api.config.GuardedExecute.output_limit = int(settings["megabytes"] * 1e6)
+    done = api.autograde(session, student, force=True, create=True)
+    if not done["success"]:
+        log = str(done.get("error") or done.get("log") or "nbgrader gave no reason")
+        raise SystemExit(log)
+
+
+if __name__ == "__main__":
+    _grade_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))
