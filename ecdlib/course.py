@@ -94,7 +94,7 @@ class Individual:
         owner = os.environ.get("ECD_STUDENT", self.student)  # set by the grader
         if owner != self.student:
             raise EcdError(
-                f"STUDENT {self.student}", f"was handed in by {owner}", "Write your own number and run again."
+                f'STUDENT = "{self.student}"', f"but handed in by {owner}", "Write your own number and run again."
             )
         #: Whole number below 2³² for every random choice.
         self.seed = self._number("seed")

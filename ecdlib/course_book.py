@@ -112,7 +112,7 @@ def session_page(session: dict[str, Any], times: dict[str, Any], solutions: bool
     for e in own:
         marks = f"{e.points:.0f} ({e.by_hand:.0f})" if e.by_hand else f"{e.points:.0f}"
         computed = _seconds(times["exercises"].get(f"{name}/{e.name}"))
-        link = f"[{e.title}]({name}/{e.name}.ipynb)"
+        link = f"[{e.title}]({name}/{e.name}.ipynb) `{e.name}`"
         if solutions:
             link += f", [solution]({name}/{e.name}_solution.ipynb)"
         text.append(f"| {link} | {KINDS[e.kind]} | {e.minutes} | {marks} | {computed} |")
@@ -199,7 +199,8 @@ def _solution_page(exercise: Exercise) -> NotebookNode:
         about = cell.metadata.get("nbgrader", {})
         if about.get("solution") or about.get("grade"):
             cell.metadata.setdefault("tags", []).append("hide-cell")
-            cell.source = re.sub(r"^ *#* ?===? ?(BEGIN|END) MARK SCHEME ===?$", "", cell.source, flags=re.MULTILINE)
+            cell.source = cell.source.replace("=== BEGIN MARK SCHEME ===", "Rubric:\n")
+            cell.source = cell.source.replace("=== END MARK SCHEME ===", "")
     return nb
 
 

@@ -13,10 +13,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import psutil
 from jupyter_core.utils import ensure_async
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -140,8 +142,19 @@ def _accept(folder: Path, session: str, student: str) -> list[str]:
             except Exception as error:
                 refused.append(f"{path.name}: cannot be read as a notebook ({type(error).__name__}); hand it in again")
                 continue
+            for cell in nb.cells:  # a tag could keep a test from being run
+                cell.metadata.pop("tags", None)
+            source = nbformat.read(folder / "source" / session / path.name, as_version=4)
+            if lost := sorted(_graded(source) - _graded(nb)):
+                refused.append(f"{path.name}: no marks for {', '.join(lost)}: cells deleted, or saved without metadata")
             nbformat.write(nb, target / path.name)
     return refused
+
+
+def _graded(nb: NotebookNode) -> set[str]:
+    """Names of the cells that get marks."""
+    about = [cell.metadata.get("nbgrader") or {} for cell in nb.cells]
+    return {cell["grade_id"] for cell in about if cell.get("grade")}
 
 
 def _limit_memory(gigabytes: float) -> None:
@@ -191,24 +204,25 @@ def grade(
         refused = _accept(folder, session, student)
         settings = {"seconds": seconds, "megabytes": megabytes, "gigabytes": gigabytes}
         command = [sys.executable, "-m", "ecdlib.grading", str(folder), session, student, json.dumps(settings)]
-        environment = {**os.environ, "ECD_STUDENT": student, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        environment = {
+            **os.environ,
+            "ECD_STUDENT": student,
+            "ECD_GRADING": uuid.uuid4().hex,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+        }
         started = time.monotonic()
-        try:
-            output, _ = process.communicate(timeout=limit)
-            trouble = [] if process.returncode == 0 else [_last_line(output)]
-        except subprocess.TimeoutExpired:
-            trouble = [f"grading took longer than {limit} s and was stopped"]
-        with suppress(ProcessLookupError):  # kernels that are left
-            os.killpg(process.pid, signal.SIGKILL)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # a pipe would wait for orphans
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            try:
+                code = process.wait(timeout=limit)
+                log.seek(0)
+                trouble = [] if code == 0 else [_why(code, log.read())]
+            except subprocess.TimeoutExpired:
+                trouble = [f"grading took longer than {limit} s and was stopped"]
+        _kill_all(environment["ECD_GRADING"])
         process.wait()
+        if trouble:  # no mark of an earlier run stays
+            shutil.rmtree(folder / "accepted" / student / session, ignore_errors=True)
         note = folder / "notes" / session / f"{student}.txt"
         with atomic_write(note) as temporary:
             temporary.write_text("; ".join(refused + trouble), encoding="utf-8")
@@ -216,9 +230,19 @@ def grade(
     return marks(session, folder)
 
 
-def _last_line(output: str) -> str:
+def _why(code: int, output: str) -> str:
+    if code < 0:
+        return f"could not be graded: the grader's own process was ended (signal {-code})"
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines() if line.strip()]
     return f"could not be graded: {lines[-1][:200] if lines else 'no message'}"
+
+
+def _kill_all(mark: str) -> None:
+    """End whatever a submission has left behind: its processes carry the mark in their environment."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("ECD_GRADING") == mark:
+                process.kill()
 
 
 def marks(session: str, folder: Path = COURSE) -> pd.DataFrame:
@@ -243,12 +267,12 @@ def marks(session: str, folder: Path = COURSE) -> pd.DataFrame:
             notes = [note.read_text(encoding="utf-8")] if note.is_file() else ["not graded yet"]
             waiting = 0
             for exercise in own:
-                try:
-                    found = book.find_submission_notebook(exercise.name, session, student)
-                    row[exercise.name] = found.score
-                    waiting += sum(g.needs_manual_grade for g in found.grades if g.manual_score is None)
-                except MissingEntry:
-                    row[exercise.name] = 0.0
+                row[exercise.name] = 0.0
+                if (folder / "accepted" / student / session / exercise.path.name).is_file():
+                    with suppress(MissingEntry):
+                        found = book.find_submission_notebook(exercise.name, session, student)
+                        row[exercise.name] = found.score
+                        waiting += sum(g.needs_manual_grade for g in found.grades)
                 notes += _notes(folder, session, student, exercise.name)
             row["total"] = sum(row[e.name] for e in own)
             row |= {"of": sum(e.points for e in own), "by_hand": waiting, "note": "; ".join(n for n in notes if n)}

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from nbformat import NotebookNode
 
@@ -53,7 +54,7 @@ def test_bad_numbers_and_data_sets_are_refused_in_one_line(monkeypatch: pytest.M
     with pytest.raises(EcdError, match="is no session of the course"):
         exercises.exercises("session_7")
     monkeypatch.setenv("ECD_STUDENT", "2")
-    with pytest.raises(EcdError, match=r"STUDENT 1: was handed in by 2"):
+    with pytest.raises(EcdError, match=r'STUDENT = "1": but handed in by 2'):
         Individual("1")
 
 
@@ -159,7 +160,42 @@ BAD = {
     "5003": ("while True: print('x' * 1000)", "printed more than 1 MB and was interrupted"),
     "5004": ("print('y' * 5_000_000)", "printed more than 1 MB and was interrupted"),
     "5005": ("import numpy as np\nx = np.ones(10**11)", "needed too much memory"),
+    "5011": ("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", "process was ended (signal 9)"),
 }
+
+
+def test_tricks_and_accidents_give_no_marks_and_leave_nothing_behind(folder: Path) -> None:
+    hand_in(folder, "6001", only="electrons")
+    path = folder / "submitted/6001" / SESSION / "electrons.ipynb"
+    first = grading.grade(SESSION, folder, students=["6001"]).loc["6001"]
+    assert first["electrons"] > 0
+    path.write_text("{", encoding="utf-8")
+    again = grading.grade(SESSION, folder, students=["6001"]).loc["6001"]
+    assert (again["electrons"], again["by_hand"]) == (0, 0), "marks of an earlier run must not stay"
+
+    hand_in(folder, "6002", only="electrons")
+    hand_in(folder, "6003", put("electrons/integral", "electrons = 1.0"), only="electrons")
+    hand_in(
+        folder,
+        "6004",
+        put("electrons/core", "import subprocess\nsubprocess.Popen(['sleep', '987'], start_new_session=True)"),
+        only="electrons",
+    )
+    lost = folder / "submitted/6002" / SESSION / "electrons.ipynb"
+    nb = nbformat.read(lost, as_version=4)
+    for cell in nb.cells:
+        cell.metadata.clear()  # as some editors do
+    nbformat.write(nb, lost)
+    skip = folder / "submitted/6003" / SESSION / "electrons.ipynb"
+    nb = nbformat.read(skip, as_version=4)
+    for cell in nb.cells:
+        cell.metadata["tags"] = ["skip-execution"]
+    nbformat.write(nb, skip)
+    table = grading.grade(SESSION, folder, students=["6002", "6003", "6004"])
+    assert table.loc["6002", "electrons"] == 0
+    assert "cells deleted, or saved without metadata" in table.loc["6002", "note"]
+    assert table.loc["6003", "electrons"] == 1, "only the prediction"
+    assert not any(["sleep", "987"] == p.info["cmdline"] for p in psutil.process_iter(["cmdline"]))
 
 
 def test_bad_notebooks_get_a_line_and_do_not_stop_the_others(folder: Path) -> None:
@@ -178,9 +214,10 @@ def test_bad_notebooks_get_a_line_and_do_not_stop_the_others(folder: Path) -> No
     table = grading.grade(SESSION, folder, students=students, seconds=8)
     for student, (_, why) in BAD.items():
         assert why in table.loc[student, "note"], student
-        assert table.loc[student, "electrons"] == 1, "the cells before are graded"
+        if student != "5011":
+            assert table.loc[student, "electrons"] == 1, "the cells before are graded"
     assert "electrons.ipynb: cannot be read as a notebook" in table.loc["5006", "note"]
-    assert "STUDENT 5007: was handed in by 5008" in table.loc["5008", "note"]
+    assert 'STUDENT = "5007": but handed in by 5008' in table.loc["5008", "note"]
     assert "electrons: not handed in" in table.loc["5009", "note"]
     assert table.loc[["5006", "5008", "5009"], "total"].tolist() == [0, 0, 0]
     good = {e.name: e for e in exercises.exercises(SESSION)}["electrons"]

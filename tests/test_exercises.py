@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -42,6 +43,11 @@ def test_exercises_keep_to_nbgraders_conventions(exercise):
     assert exercise.title
     assert exercise.points > exercise.by_hand, "something is marked by the grader"
     assert set(exercise.pages) <= set(NOTEBOOKS)
+    for before, cell in pairwise(nb.cells):
+        about = cell.metadata.get("nbgrader")
+        if about and about.solution and cell.cell_type == "markdown":  # all of it is cleared
+            assert cell.source.startswith("=== BEGIN MARK SCHEME ===")
+            assert (before.cell_type, before.metadata.nbgrader.locked) == ("markdown", True), "the question"
     for cell in cells:
         about = cell.metadata.nbgrader
         if about.solution and cell.cell_type == "code":
