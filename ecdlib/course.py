@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -88,10 +89,10 @@ class Individual:
     """
 
     def __init__(self, student: str | int, data: Data = "course"):
-        self.student, self.data = str(student).strip(), data
+        self.student, self.data = unicodedata.normalize("NFC", str(student).strip()), data
         if not self.student:
             raise EcdError("STUDENT", "is empty", 'Write your student number, for example STUDENT = "4711".')
-        owner = os.environ.get("ECD_STUDENT", self.student)  # set by the grader
+        owner = unicodedata.normalize("NFC", os.environ.get("ECD_STUDENT", self.student))  # set by the grader
         if owner != self.student:
             raise EcdError(
                 f'STUDENT = "{self.student}"', f"but handed in by {owner}", "Write your own number and run again."

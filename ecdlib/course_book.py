@@ -310,7 +310,7 @@ def question_slides(page: str) -> list[NotebookNode]:
             f"<p>{MARKS[answer['right']]} ({letter}) <small>{answer['why']}</small></p>" for letter, answer in answers
         )
         found.append(_slide(f"## Check yourself\n\n{question['question']}\n\n{asked}"))
-        found.append(_slide(f"## {question['question']}\n\n{told}".replace("## ", "### ", 1), "subslide"))
+        found.append(_slide(f"### {question['question']}\n\n{told}", "subslide"))
     return found
 
 

@@ -238,18 +238,20 @@ def make(
     for session in sessions:
         own = exercises(session)
         target = folder / "source" / session
+        texts = {exercise.path.name: nbformat.writes(prepared(exercise, data)) for exercise in own}
+        present = {path.name: path.read_text(encoding="utf-8") for path in target.glob("*.ipynb")}
+        if present and present != texts and any((folder / "submitted").glob(f"*/{session}")):
+            problem = "its exercises or data have changed since students handed in, and marks would not fit any more"
+            raise EcdError(target, problem, "Make a new course: ecd course make --folder NEW.")
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for exercise in own:
-            nbformat.write(prepared(exercise, data), target / exercise.path.name)
+        for name, text in texts.items():
+            (target / name).write_text(text, encoding="utf-8")
         done = api.generate_assignment(session, force=True, create=True)
         if not done["success"]:
             log = folder / "nbgrader.log"
             text = str(done.get("log")) + str(done.get("error"))
             log.write_text(text, encoding="utf-8")
-            if "submissions associated" in text:
-                problem = "its exercises have changed since students handed in, and marks would not fit any more"
-                raise EcdError(folder / "source" / session, problem, "Make a new course: ecd course make --folder NEW.")
             raise EcdError(folder / "source" / session, "nbgrader made no student version of it", f"See {log}.")
         report(f"{folder / 'release' / session}: {len(own)} notebooks")
         for exercise in own:

@@ -26,7 +26,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import psutil
-from jupyter_core.utils import ensure_async
+from jupyter_core.utils import ensure_async, run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
@@ -51,7 +51,7 @@ class GuardedExecute(Execute):
 
     timeout = Integer(60, help="seconds that one cell may take").tag(config=True)
     notebook_timeout = Integer(180, help="seconds that one notebook may take").tag(config=True)
-    output_limit = Integer(1_000_000, help="bytes that one cell may print").tag(config=True)
+    output_limit = Integer(5_000_000, help="bytes that one cell may print").tag(config=True)
 
     def preprocess(self, nb: NotebookNode, resources: Any = None, km: Any = None) -> Any:
         """Execute all cells of a notebook.
@@ -61,37 +61,51 @@ class GuardedExecute(Execute):
         """
         self._end = time.monotonic() + self.notebook_timeout
         self._printed: dict[int, int] = {}
-        self._stopped = ""
+        self._interrupt: asyncio.Future[Any] | None = None
         self.timeout_func = lambda cell: max(1, min(self.timeout, int(self._end - time.monotonic())))
         self.error_on_timeout = {
             "ename": "CellTimeoutError",
-            "evalue": f"ran longer than {self.timeout} s and was interrupted",
-            "traceback": [f"CellTimeoutError: ran longer than {self.timeout} s and was interrupted"],
+            "evalue": "ran out of time and was interrupted",
+            "traceback": ["CellTimeoutError: ran out of time and was interrupted"],
         }
         self.iopub_timeout = 20
-        with suppress(DeadKernelError, CellTimeoutError, RuntimeError):  # told below, cell by cell
-            super().preprocess(nb, resources, km)
-        for cell in nb.cells[getattr(self, "_at", -1) + 1 :] if self._stopped else []:
-            _stop(cell, "NotRun", self._stopped)
+        for cell in nb.cells:  # for nbgrader a test without output has passed: what is never run must not look so
+            _stop(cell, "NotRun", "not run: Python did not start, had ended, or had no time left")
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:  # what students write goes with it
+            place = {**(resources or {}), "metadata": {**(resources or {}).get("metadata", {}), "path": own}}
+            with suppress(DeadKernelError, CellTimeoutError, RuntimeError):  # told in the cells
+                super().preprocess(nb, place, km)
         return nb, resources
 
     def preprocess_cell(self, cell: NotebookNode, resources: Any, index: int) -> Any:
         """Execute one cell."""
-        self._at = index
-        if time.monotonic() > self._end:
-            self._stopped = f"the notebook's {self.notebook_timeout} s were over"
-            _stop(cell, "NotRun", self._stopped)
+        if time.monotonic() > self._end or cell.cell_type != "code":
             return cell, resources
+        cell.outputs = []
         try:
-            return super().preprocess_cell(cell, resources, index)
+            cell, resources = super().preprocess_cell(cell, resources, index)
         except DeadKernelError:
-            self._stopped = f"Python had ended in cell {index + 1}"
             _stop(cell, "KernelDied", "ended Python (a crash, exit, or too much memory)")
             raise
         except (CellTimeoutError, RuntimeError) as error:
-            self._stopped = f"Python did not answer any more in cell {index + 1}"
             _stop(cell, "KernelDied", f"left Python without an answer ({type(error).__name__})")
             raise
+        for output in cell.outputs:  # nbgrader takes a warning on stderr for a failed test
+            if output.output_type == "stream":
+                output.name = "stdout"
+        return cell, resources
+
+    async def async_execute_cell(self, cell: NotebookNode, cell_index: int, *rest: Any, **options: Any) -> NotebookNode:
+        """Execute one cell; an interrupt that is still under way must not reach the next one."""
+        try:
+            return await super().async_execute_cell(cell, cell_index, *rest, **options)
+        finally:
+            if self._interrupt is not None:
+                await self._interrupt
+                await asyncio.sleep(0.5)
+                self._interrupt = None
+
+    execute_cell = run_sync(async_execute_cell)
 
     def process_message(self, msg: Any, cell: NotebookNode, cell_index: int) -> Any:
         """Take one message of the kernel; output beyond the limit is dropped and its cell interrupted."""
@@ -128,6 +142,8 @@ def _accept(folder: Path, session: str, student: str) -> list[str]:
     came, target = folder / "submitted" / student / session, folder / "accepted" / student / session
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
+    if student != student.strip() or re.search(r"^\.|[\[\]*?]", student):
+        return [f"folder {student!r}: blanks at its ends, a dot at its start or any of []*? cannot be; rename it"]
     refused = []
     known = {exercise.path.name for exercise in exercises(session, folder / "source")}
     for path in sorted(came.glob("*.ipynb")):
@@ -138,23 +154,36 @@ def _accept(folder: Path, session: str, student: str) -> list[str]:
         else:
             try:
                 nb = nbformat.read(path, as_version=4)
+                lost = _restore(nb, nbformat.read(folder / "release" / session / path.name, as_version=4))
                 nbformat.validate(nb)
+                nbformat.write(nb, target / path.name)
             except Exception as error:
+                (target / path.name).unlink(missing_ok=True)
                 refused.append(f"{path.name}: cannot be read as a notebook ({type(error).__name__}); hand it in again")
                 continue
-            for cell in nb.cells:  # a tag could keep a test from being run
-                cell.metadata.pop("tags", None)
-            source = nbformat.read(folder / "source" / session / path.name, as_version=4)
-            if lost := sorted(_graded(source) - _graded(nb)):
+            if lost:
                 refused.append(f"{path.name}: no marks for {', '.join(lost)}: cells deleted, or saved without metadata")
-            nbformat.write(nb, target / path.name)
     return refused
 
 
-def _graded(nb: NotebookNode) -> set[str]:
-    """Names of the cells that get marks."""
-    about = [cell.metadata.get("nbgrader") or {} for cell in nb.cells]
-    return {cell["grade_id"] for cell in about if cell.get("grade")}
+def _restore(nb: NotebookNode, released: NotebookNode) -> list[str]:
+    """Give the cells nbgrader's metadata as they were handed out, by name or else by the cell's id.
+
+    A cell that an editor has split keeps them in its first part; tags, which could keep a test from being run, go.
+
+    Returns:
+        Names of cells with marks that are not there.
+    """
+    known = {cell.metadata.nbgrader.grade_id: cell for cell in released.cells if "nbgrader" in cell.metadata}
+    names = {cell.get("id"): name for name, cell in known.items()}
+    left = dict(known)
+    for cell in nb.cells:
+        about = cell.metadata.pop("nbgrader", None)
+        cell.metadata.pop("tags", None)
+        name = about.get("grade_id") if isinstance(about, dict) else names.get(cell.get("id"))
+        if name in left and left[name].cell_type == cell.cell_type:
+            cell.metadata["nbgrader"] = left.pop(name).metadata.nbgrader
+    return sorted(name for name, cell in left.items() if cell.metadata.nbgrader.grade)
 
 
 def _limit_memory(gigabytes: float) -> None:
@@ -170,7 +199,7 @@ def grade(
     *,
     students: Sequence[str] | None = None,
     seconds: int = 60,
-    megabytes: float = 1,
+    megabytes: float = 5,
     gigabytes: float = 4,
     report: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
@@ -219,8 +248,9 @@ def grade(
                 trouble = [] if code == 0 else [_why(code, log.read())]
             except subprocess.TimeoutExpired:
                 trouble = [f"grading took longer than {limit} s and was stopped"]
-        _kill_all(environment["ECD_GRADING"])
-        process.wait()
+            finally:  # also if the teacher interrupts
+                _kill_all(environment["ECD_GRADING"])
+                process.wait()
         if trouble:  # no mark of an earlier run stays
             shutil.rmtree(folder / "accepted" / student / session, ignore_errors=True)
         note = folder / "notes" / session / f"{student}.txt"
@@ -233,7 +263,8 @@ def grade(
 def _why(code: int, output: str) -> str:
     if code < 0:
         return f"could not be graded: the grader's own process was ended (signal {-code})"
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines() if line.strip()]
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()]
+    lines = [line for line in lines if line and "[IPKernelApp]" not in line and "see the the above" not in line]
     return f"could not be graded: {lines[-1][:200] if lines else 'no message'}"
 
 
@@ -277,8 +308,9 @@ def marks(session: str, folder: Path = COURSE) -> pd.DataFrame:
             row["total"] = sum(row[e.name] for e in own)
             row |= {"of": sum(e.points for e in own), "by_hand": waiting, "note": "; ".join(n for n in notes if n)}
             rows.append(row)
-            if (folder / "autograded" / student / session).is_dir():
-                api.generate_feedback(session, student, force=True)
+            autograded = (folder / "autograded" / student / session).is_dir()
+            if autograded and not api.generate_feedback(session, student, force=True)["success"]:
+                row["note"] += "; no feedback could be written"
     if not rows:
         raise EcdError(folder / "submitted", f"holds nothing for {session}", "Put the students' folders there.")
     table = pd.DataFrame(rows).set_index("student")
@@ -293,7 +325,10 @@ def _notes(folder: Path, session: str, student: str, name: str) -> list[str]:
     if not path.is_file():
         handed_in = (folder / "submitted" / student / session / f"{name}.ipynb").is_file()
         return [] if handed_in else [f"{name}: not handed in"]  # a refused one has its line already
-    nb = nbformat.read(path, as_version=4)
+    try:
+        nb = nbformat.read(path, as_version=4)
+    except Exception as error:
+        return [f"{name}: damaged by the code that was run ({type(error).__name__})"]
     found, not_run = [], 0
     for number, cell in enumerate(nb.cells, 1):
         for output in cell.get("outputs", []):
@@ -308,7 +343,7 @@ def _notes(folder: Path, session: str, student: str, name: str) -> list[str]:
             elif output.ename == "EcdError" and "STUDENT" in output.evalue:
                 found.append(f"{name}: {output.evalue}")
     if not_run:
-        found.append(f"{name}: {not_run} cells after it not run")
+        found.append(f"{name}: {not_run} cells not run")
     return found
 
 

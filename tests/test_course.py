@@ -138,6 +138,35 @@ def test_nbgraders_whole_cycle_gives_the_right_marks(folder: Path) -> None:
         assert ("AssertionError" in page) == (student == "4712")
 
 
+def test_warnings_cost_nothing_and_what_never_ran_gets_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "import sys\nprint('a warning', file=sys.stderr)"
+    hand_in(folder, "4714", put("electrons/compare", given), only="electrons")
+    path = folder / "submitted/4714" / SESSION / "electrons.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == "code" and cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source += "\nimport builtins, sys\ndef abs(x):\n    print('slow', file=sys.stderr)"
+            cell.source += "\n    return builtins.abs(x)"
+    nbformat.write(nb, path)
+    good = {e.name: e for e in exercises.exercises(SESSION)}["electrons"]
+    assert grading.grade(SESSION, folder, students=["4714"]).loc["4714", "electrons"] == good.points - good.by_hand
+
+    unsolved = nbformat.read(folder / "release" / SESSION / "electrons.ipynb", as_version=4)
+    guard = grading.GuardedExecute(kernel_name="python3")
+    monkeypatch.setattr(guard, "setup_kernel", lambda **options: (_ for _ in ()).throw(RuntimeError("no kernel")))
+    done, _ = guard.preprocess(unsolved, {})
+    code = [cell for cell in done.cells if cell.cell_type == "code"]
+    assert [cell.outputs[0].ename for cell in code] == ["NotRun"] * len(code)
+
+
+def test_exercises_do_not_change_under_the_students(folder: Path) -> None:
+    hand_in(folder, "4715", only="electrons")
+    before = sorted((folder / "release" / SESSION).iterdir())
+    with pytest.raises(EcdError, match="have changed since students handed in"):
+        exercises.make([SESSION], data="full", folder=folder)
+    assert sorted((folder / "release" / SESSION).iterdir()) == before
+
+
 def test_marks_by_hand_reach_the_sheet(folder: Path) -> None:
     from nbgrader.api import Gradebook
 
@@ -156,9 +185,9 @@ def test_marks_by_hand_reach_the_sheet(folder: Path) -> None:
 
 BAD = {
     "5001": ("import os; os._exit(1)", "ended Python"),
-    "5002": ("while True: pass", "ran longer than 8 s and was interrupted"),
-    "5003": ("while True: print('x' * 1000)", "printed more than 1 MB and was interrupted"),
-    "5004": ("print('y' * 5_000_000)", "printed more than 1 MB and was interrupted"),
+    "5002": ("while True: pass", "ran out of time and was interrupted"),
+    "5003": ("while True: print('x' * 1000)", "printed more than 5 MB and was interrupted"),
+    "5004": ("print('y' * 8_000_000)", "printed more than 5 MB and was interrupted"),
     "5005": ("import numpy as np\nx = np.ones(10**11)", "needed too much memory"),
     "5011": ("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", "process was ended (signal 9)"),
 }
@@ -184,18 +213,33 @@ def test_tricks_and_accidents_give_no_marks_and_leave_nothing_behind(folder: Pat
     lost = folder / "submitted/6002" / SESSION / "electrons.ipynb"
     nb = nbformat.read(lost, as_version=4)
     for cell in nb.cells:
-        cell.metadata.clear()  # as some editors do
+        cell.metadata.clear()  # as some editors do, and give new ids
+        cell["id"] = nbformat.v4.new_code_cell().id
     nbformat.write(nb, lost)
     skip = folder / "submitted/6003" / SESSION / "electrons.ipynb"
     nb = nbformat.read(skip, as_version=4)
     for cell in nb.cells:
         cell.metadata["tags"] = ["skip-execution"]
     nbformat.write(nb, skip)
-    table = grading.grade(SESSION, folder, students=["6002", "6003", "6004"])
+    hand_in(folder, "6005", only="electrons")
+    split = folder / "submitted/6005" / SESSION / "electrons.ipynb"
+    nb = nbformat.read(split, as_version=4)
+    at = next(i for i, cell in enumerate(nb.cells) if cell.source.strip().startswith("voxel_volume"))
+    parts = nb.cells[at].source.strip().split("\n", 1)
+    nb.cells.insert(at + 1, nbformat.v4.new_code_cell(parts[1], metadata=nb.cells[at].metadata))
+    nb.cells[at].source = parts[0] + "\nprint('y' * 8_000_000)"  # interrupted when the last line is done
+    for cell in nb.cells[:at]:
+        cell.metadata.clear()  # found again by their ids
+    nbformat.write(nb, split)
+    hand_in(folder, "[6006]", only="electrons")
+    table = grading.grade(SESSION, folder, students=["6002", "6003", "6004", "6005", "[6006]"])
+    good = {e.name: e for e in exercises.exercises(SESSION)}["electrons"]
+    assert table.loc["6005", "electrons"] == good.points - good.by_hand, "a split cell, lost metadata: nothing is lost"
+    assert "rename it" in table.loc["[6006]", "note"]
     assert table.loc["6002", "electrons"] == 0
     assert "cells deleted, or saved without metadata" in table.loc["6002", "note"]
     assert table.loc["6003", "electrons"] == 1, "only the prediction"
-    assert not any(["sleep", "987"] == p.info["cmdline"] for p in psutil.process_iter(["cmdline"]))
+    assert not any(p.info["cmdline"] == ["sleep", "987"] for p in psutil.process_iter(["cmdline"]))
 
 
 def test_bad_notebooks_get_a_line_and_do_not_stop_the_others(folder: Path) -> None:
