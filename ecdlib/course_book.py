@@ -127,7 +127,7 @@ def _measured(times: dict[str, Any]) -> str:
     made = times["made_by"]
     if not made:
         return "Times are not measured yet: `ecd course times` does it."
-    net = "without a network" if made["offline"] else "with a network"
+    net = "live commands and exercises without a network" if made["offline"] else "with a network"
     return f"Times were measured on {made['device']}, {net}, on {made['date']} (commit {made['commit']})."
 
 
