@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import unicodedata
 from functools import lru_cache
@@ -11,17 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from ecdlib.correlations import cubic_average
 from ecdlib.datasets import ROOT, cached_array, data_hashes, load_crystals, load_densities, load_structures
-from ecdlib.density import ChargeDensity
+from ecdlib.density import ChargeDensity, Floats
 from ecdlib.errors import EcdError
 from ecdlib.features import FeatureSettings, feature_sources, featurize
 from ecdlib.store import sha256
 
-Floats = NDArray[np.float64]
 Data = Literal["course", "full"]
 
 #: Folder of the exercises: one notebook each, with solution and tests, in a folder for each session.
@@ -136,7 +133,7 @@ def course_features(data: Data = "course") -> Floats:
     store = load_densities("cubic")
     depends = [names, str(SETTINGS), data_hashes()["ecd_cubic.h5"], [sha256(path) for path in feature_sources()]]
     make = lambda: np.stack([cubic_average(featurize(store[name], SETTINGS)[0]) for name in names])  # noqa: E731
-    return cached_array(f"course-{data}", json.loads(json.dumps(depends)), make)
+    return cached_array(f"course-{data}", depends, make)
 
 
 def course_structures(data: Data = "course") -> list[Structure]:

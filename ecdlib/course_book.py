@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
@@ -19,12 +21,13 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from ecdlib import artifacts
+from ecdlib import artifacts, parameters
 from ecdlib.course import SESSIONS
 from ecdlib.datasets import ROOT
 from ecdlib.errors import EcdError, atomic_write
 from ecdlib.exercises import KINDS, Exercise, exercises, prepared, solve, student_version
 from ecdlib.parameters import NOTEBOOKS, title
+from ecdlib.runs import execute, is_current, run_folder
 
 TEXTS = ROOT / "book" / "course"
 #: Stand-ins of the texts for what is generated.
@@ -85,6 +88,10 @@ def _seconds(value: float | None) -> str:
     return f"{value:.0f} s" if value < 100 else f"{value / 60:.0f} min"
 
 
+def _exercise_seconds(times: dict[str, Any], own: Iterable[Exercise]) -> float:
+    return sum(times["exercises"].get(f"{e.session}/{e.name}", 0) for e in own)
+
+
 def session_page(session: dict[str, Any], times: dict[str, Any], solutions: bool) -> str:
     """One session as a MyST page."""
     name = session["name"]
@@ -116,8 +123,8 @@ def session_page(session: dict[str, Any], times: dict[str, Any], solutions: bool
         if solutions:
             link += f", [solution]({name}/{e.name}_solution.ipynb)"
         text.append(f"| {link} | {KINDS[e.kind]} | {e.minutes} | {marks} | {computed} |")
-    total = sum(times["exercises"].get(f"{name}/{e.name}", 0) for e in own)
-    text += ["", f"All exercises of the session together compute for {_seconds(total)}. {_measured(times)}", ""]
+    total = _seconds(_exercise_seconds(times, own))
+    text += ["", f"All exercises of the session together compute for {total}. {_measured(times)}", ""]
     text += ["## For the teacher", "", ":::{dropdown} What students usually get wrong, and what to answer"]
     text += [*(f"- {mistake}" for mistake in session["mistakes"]), ":::", ""]
     return "\n".join(text)
@@ -138,10 +145,8 @@ def table_of_sessions(times: dict[str, Any]) -> str:
         own = exercises(session["name"])
         pages = ", ".join(f"[{_title(p)}](../{p}.ipynb)" for p in session["pages"] if p in NOTEBOOKS)
         names = ", ".join(f"[{e.title}]({e.session}/{e.name}.ipynb)" for e in own)
-        seconds = sum(times["exercises"].get(f"{e.session}/{e.name}", 0) for e in own)
-        text.append(
-            f"| {number}. [{session['title']}]({session['name']}.md) | {pages} | {names} | {_seconds(seconds)} |"
-        )
+        seconds = _seconds(_exercise_seconds(times, own))
+        text.append(f"| {number}. [{session['title']}]({session['name']}.md) | {pages} | {names} | {seconds} |")
     return "\n".join([*text, "", _measured(times)])
 
 
@@ -151,7 +156,7 @@ def table_of_times(times: dict[str, Any]) -> str:
     for number, session in enumerate(load_sessions(), 1):
         chapters = sum(times["chapters"].get(page, 0) for page in session["pages"])
         live = sum(times["live"].get(command, 0) for command in session["live"])
-        own = sum(times["exercises"].get(f"{e.session}/{e.name}", 0) for e in exercises(session["name"]))
+        own = _exercise_seconds(times, exercises(session["name"]))
         text.append(f"| {number} | {_seconds(chapters)} | {_seconds(live)} | {_seconds(own)} |")
     return "\n".join([*text, "", _measured(times)])
 
@@ -272,23 +277,21 @@ def _picture(cell: NotebookNode) -> str:
     return ""
 
 
-def chapter_slides(page: str, nb: NotebookNode) -> list[NotebookNode]:
+def _headings(cell: NotebookNode) -> list[str]:
+    lines = cell.source.splitlines() if cell.cell_type == "markdown" else []
+    return [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+
+
+def chapter_slides(nb: NotebookNode) -> list[NotebookNode]:
     """Slides of an executed chapter: its title, then each figure with its caption; the prose before it as notes."""
     glued = _glued(nb)
     head = nb.cells[0].source.splitlines()[0].removeprefix("# ")
-    headings = [
-        line.removeprefix("## ")
-        for cell in nb.cells
-        if cell.cell_type == "markdown"
-        for line in cell.source.splitlines()
-        if line.startswith("## ")
-    ]
-    found = [_slide(f"## {head}\n\n" + "\n".join(f"- {_spoken(h, glued)}" for h in headings))]
+    outline = "\n".join(f"- {_spoken(heading, glued)}" for cell in nb.cells for heading in _headings(cell))
+    found = [_slide(f"## {head}\n\n{outline}")]
     notes, heading = [_spoken("\n".join(nb.cells[0].source.splitlines()[1:]), glued)], head
     for cell in nb.cells[1:]:
         if cell.cell_type == "markdown":
-            lines = [line.removeprefix("## ") for line in cell.source.splitlines() if line.startswith("## ")]
-            heading = lines[-1] if lines else heading
+            heading = [heading, *_headings(cell)][-1]
             notes.append(_spoken(cell.source, glued))
         figure = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
         picture = _picture(cell) if figure else ""
@@ -325,7 +328,7 @@ def deck(session: dict[str, Any], executed: Callable[[str], Path]) -> NotebookNo
     cells.append(_slide("## After this session\n\n" + "\n".join(f"- {goal}" for goal in session["goals"])))
     for page in session["pages"]:
         if page in NOTEBOOKS:
-            cells += chapter_slides(page, nbformat.read(executed(page), as_version=4))
+            cells += chapter_slides(nbformat.read(executed(page), as_version=4))
             cells += question_slides(page)
     rows = [f"| {e.title} | {KINDS[e.kind]} | {e.minutes} |" for e in exercises(session["name"])]
     table = "\n".join(["| exercise | kind | minutes |", "| --- | --- | --- |", *rows])
@@ -368,12 +371,6 @@ def measure(report: Callable[[str], None] = lambda line: None) -> dict[str, Any]
     Raises:
         EcdError: a chapter has not run with the present sources, or a run fails.
     """
-    import socket
-    import time
-
-    from ecdlib import parameters
-    from ecdlib.runs import execute, is_current, run_folder
-
     chapters = {}
     for notebook in NOTEBOOKS:
         values = parameters.resolve(notebook, {}, "quick")

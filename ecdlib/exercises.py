@@ -49,7 +49,6 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
-c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
 '''
 
 
@@ -90,7 +89,7 @@ def exercises(session: str | None = None, folder: Path = EXERCISES) -> list[Exer
         raise EcdError(session, "is no session of the course", f"There are: {', '.join(SESSIONS)}.")
     found = []
     for part in [session] if session else SESSIONS:
-        for path in sorted((folder / part).glob("*.ipynb")):
+        for path in (folder / part).glob("*.ipynb"):
             nb = nbformat.read(path, as_version=4)
             about = nb.metadata.exercise
             graded = [cell.metadata.nbgrader for cell in nb.cells if cell.metadata.get("nbgrader", {}).get("grade")]
@@ -135,13 +134,13 @@ def student_version(nb: NotebookNode) -> NotebookNode:
     return nb
 
 
-def run_notebook(nb: NotebookNode, *, timeout: int = 600, environment: dict[str, str] | None = None) -> NotebookNode:
+def run_notebook(nb: NotebookNode) -> NotebookNode:
     """Execute a notebook in a kernel of its own; errors become outputs of their cells."""
     from nbclient import NotebookClient
 
-    client = NotebookClient(nb, timeout=timeout, allow_errors=True, kernel_name="python3")
+    client = NotebookClient(nb, timeout=600, allow_errors=True, kernel_name="python3")
     client.extra_arguments = ["--IPKernelApp.log_level=40"]
-    client.execute(env={**os.environ, **(environment or {})})
+    client.execute()
     return nb
 
 
@@ -250,9 +249,8 @@ def make(
         done = api.generate_assignment(session, force=True, create=True)
         if not done["success"]:
             log = folder / "nbgrader.log"
-            text = str(done.get("log")) + str(done.get("error"))
-            log.write_text(text, encoding="utf-8")
-            raise EcdError(folder / "source" / session, "nbgrader made no student version of it", f"See {log}.")
+            log.write_text(str(done.get("log")) + str(done.get("error")), encoding="utf-8")
+            raise EcdError(target, "nbgrader made no student version of it", f"See {log}.")
         report(f"{folder / 'release' / session}: {len(own)} notebooks")
         for exercise in own:
             path, cached = solve(exercise, data, folder)

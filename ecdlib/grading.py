@@ -38,6 +38,8 @@ from ecdlib.exercises import COURSE, exercises, nbgrader_api
 
 #: Bytes of a notebook that is handed in.
 SIZE_LIMIT = 20_000_000
+#: Bytes that the Python of a submission may hold.
+MEMORY_LIMIT = 4 * 2**30
 #: Names of the errors that say that the grader stopped a cell.
 STOPPED = ("CellTimeoutError", "KernelDied", "TooMuchOutput", "NotRun")
 
@@ -186,11 +188,10 @@ def _restore(nb: NotebookNode, released: NotebookNode) -> list[str]:
     return sorted(name for name, cell in left.items() if cell.metadata.nbgrader.grade)
 
 
-def _limit_memory(gigabytes: float) -> None:
+def _limit_memory() -> None:
     import resource  # not on Windows
 
-    size = int(gigabytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
 
 
 def grade(
@@ -199,8 +200,6 @@ def grade(
     *,
     students: Sequence[str] | None = None,
     seconds: int = 60,
-    megabytes: float = 5,
-    gigabytes: float = 4,
     report: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """Grade all submissions of a session, then write the mark sheet and the feedback.
@@ -209,8 +208,7 @@ def grade(
         session: for example ``"session_2"``.
         folder: the course, as :func:`ecdlib.exercises.make` leaves it, with ``submitted/STUDENT/SESSION/*.ipynb``.
         students: only these.
-        seconds, megabytes, gigabytes: what one cell may take, print, and one notebook's Python may hold; a notebook may
-            take three times as long.
+        seconds: what one cell may take; a notebook may take three times as long.
 
     Returns:
         The mark sheet, see :func:`marks`.
@@ -231,8 +229,7 @@ def grade(
     limit = (len(exercises(session, folder / "source")) + 1) * 3 * seconds + 60
     for student in students or found:
         refused = _accept(folder, session, student)
-        settings = {"seconds": seconds, "megabytes": megabytes, "gigabytes": gigabytes}
-        command = [sys.executable, "-m", "ecdlib.grading", str(folder), session, student, json.dumps(settings)]
+        command = [sys.executable, "-m", "ecdlib.grading", str(folder), session, student, str(seconds)]
         environment = {
             **os.environ,
             "ECD_STUDENT": student,
@@ -347,18 +344,17 @@ def _notes(folder: Path, session: str, student: str, name: str) -> list[str]:
     return found
 
 
-def _grade_one(folder: Path, session: str, student: str, settings: dict[str, float]) -> None:
+def _grade_one(folder: Path, session: str, student: str, seconds: int) -> None:
     """In a process of its own: nbgrader's autograde of one submission."""
     with suppress(ImportError, OSError, ValueError):
-        _limit_memory(settings["gigabytes"])
+        _limit_memory()
     api = nbgrader_api(folder)
     if not any((folder / "accepted" / student / session).glob("*.ipynb")):
         shutil.rmtree(folder / "autograded" / student / session, ignore_errors=True)
         return
     api.coursedir.submitted_directory = "accepted"
-    api.config.GuardedExecute.timeout = int(settings["seconds"])
-    api.config.GuardedExecute.notebook_timeout = 3 * int(settings["seconds"])
-    api.config.GuardedExecute.output_limit = int(settings["megabytes"] * 1e6)
+    api.config.GuardedExecute.timeout = seconds
+    api.config.GuardedExecute.notebook_timeout = 3 * seconds
     done = api.autograde(session, student, force=True, create=True)
     if not done["success"]:
         log = str(done.get("error") or done.get("log") or "nbgrader gave no reason")
@@ -366,4 +362,4 @@ def _grade_one(folder: Path, session: str, student: str, settings: dict[str, flo
 
 
 if __name__ == "__main__":
-    _grade_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))
+    _grade_one(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))
