@@ -29,15 +29,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ecdlib.datasets import load_density
-from ecdlib.density import ChargeDensity, Floats
-from ecdlib.errors import EcdError
-from ecdlib.features import FeatureSettings, featurize
-from ecdlib.io import OPENERS, read_density, write_density
-from ecdlib.latents import LatentDatabase, common_cell, load_latents
-from ecdlib.predict import conversion_lines, load_predictors, predict
-from ecdlib.preprocess import resample
-from ecdlib.valence import parse_valence, to_ours
+from ecdlib.base.errors import EcdError
+from ecdlib.density.cell import resample
+from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.io import OPENERS, read_density, write_density
+from ecdlib.density.store import load_density
+from ecdlib.density.valence import parse_valence, to_ours
+from ecdlib.features.collection import FeatureSettings, featurize
+from ecdlib.learn.latents import LatentDatabase, common_cell, load_latents
+from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,7 +186,7 @@ def compare(original: ChargeDensity, database: LatentDatabase, name: str) -> tup
     """What the latent of a crystal gives back, and in which numbers it differs from the original.
 
     Args:
-        original: in the cell and origin of the database (see :func:`ecdlib.latents.common_cell`).
+        original: in the cell and origin of the database (see :func:`ecdlib.learn.latents.common_cell`).
 
     Returns:
         The decoded density, scaled to its electrons, on the original's voxels; and a table of quantity, value, unit.
@@ -256,7 +256,9 @@ _predictors = lru_cache(maxsize=len(MODELS))(load_predictors)
 class Finding:
     """What one density and one model gave."""
 
-    records: list[dict[str, Any]]  #: see :func:`ecdlib.predict.predict`, with ``model``, ``nearest``, ``distance``
+    records: list[
+        dict[str, Any]
+    ]  #: see :func:`ecdlib.learn.predict.predict`, with ``model``, ``nearest``, ``distance``
     nearest: pd.Series | None  #: None where no latent could be made
     words: str  #: how near the database it is, or why that is unknown
 
@@ -514,7 +516,7 @@ class PredictTab:
 
 
 def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
-    from ecdlib.plotting import correlation_figure, density_figure
+    from ecdlib.book.plotting import correlation_figure, density_figure
 
     correlation, _ = featurize(density)
     first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))

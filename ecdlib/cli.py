@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdlib.errors import EcdError, atomic_write
+from ecdlib.base.errors import EcdError, atomic_write
 
 if TYPE_CHECKING:
-    from ecdlib.parameters import Parameters
+    from ecdlib.book.parameters import Parameters
 
 app = typer.Typer(
     add_completion=False,
@@ -60,7 +60,7 @@ def _table(rows: list[dict[str, Any]], columns: list[str]) -> None:
 
 def _values(notebook: str, given: list[str] | None, profile: Profile) -> Parameters:
     """Parameters from ``-p name=value``."""
-    from ecdlib.parameters import resolve
+    from ecdlib.book.parameters import resolve
 
     pairs = [text.partition("=") for text in given or []]
     bad = [name for name, equals, _ in pairs if not equals]
@@ -79,7 +79,7 @@ def _check_npz(path: Path, what: str) -> None:
 @app.command("list")
 def list_notebooks(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the notebooks and their parameters."""
-    from ecdlib.parameters import NOTEBOOKS, describe, title
+    from ecdlib.book.parameters import NOTEBOOKS, describe, title
 
     if as_json:
         print(json.dumps({n: {"title": title(n), "parameters": describe(n)} for n in NOTEBOOKS}, indent=1))
@@ -98,7 +98,7 @@ def run(
     force: Annotated[bool, typer.Option(help="run even if nothing has changed since the last run")] = False,
 ) -> None:
     """Execute one notebook with papermill; the next `ecd book` shows it beside the original."""
-    from ecdlib.runs import execute
+    from ecdlib.book.runs import execute
 
     values = _values(notebook, parameter, profile)
     folder, cached = execute(notebook, values, kernel=kernel, force=force)
@@ -116,7 +116,7 @@ def book(
     solutions: Annotated[bool, typer.Option(help="also pages with the solutions of the exercises")] = False,
 ) -> None:
     """Execute the notebooks and build the HTML book."""
-    from ecdlib.book import build_book
+    from ecdlib.book.build import build_book
 
     print(f"open {build_book(profile.value, kernel=kernel, force=force, solutions=solutions)}")
 
@@ -126,8 +126,8 @@ def scoreboard(as_json: Annotated[bool, typer.Option("--json", help="print JSON"
     """Every artifact of the papers: reported, ours, tolerance, verdict, provenance."""
     from collections import Counter
 
-    from ecdlib.artifacts import show
-    from ecdlib.runs import current_scoreboard
+    from ecdlib.book.artifacts import show
+    from ecdlib.book.runs import current_scoreboard
 
     rows = current_scoreboard()
     if as_json:
@@ -159,7 +159,7 @@ def featurize(
     workers: Annotated[int | None, typer.Option(help="local processes; by default one a core")] = None,
 ) -> None:
     """Autocorrelations of many densities on the standard grid; goes on where an interrupted run stopped."""
-    from ecdlib.features import FeatureSettings, featurize_collection
+    from ecdlib.features.collection import FeatureSettings, featurize_collection
 
     settings = FeatureSettings(size=size, voxel=voxel, conversion=conversion.value, convention=convention.value)
     if size < 1 or size % 2 == 0 or voxel <= 0:
@@ -191,10 +191,10 @@ def convert(
     """Convert a density file, for example a bundled crystal to a CHGCAR that VESTA opens."""
     from dataclasses import replace
 
-    from ecdlib import io
-    from ecdlib.preprocess import to_conventional
-    from ecdlib.store import write_store
-    from ecdlib.valence import parse_valence, to_convention
+    from ecdlib.density import io
+    from ecdlib.density.cell import to_conventional
+    from ecdlib.density.store import write_store
+    from ecdlib.density.valence import parse_valence, to_convention
 
     write = None if target.suffix == ".h5" else io.writer(target)  # before anything is read
     density = io.read_density(source)
@@ -232,10 +232,10 @@ def predict_command(
     """Predict properties from PBE densities, with uncertainty, and warn where a crystal is unlike the training set."""
     from dataclasses import replace
 
-    from ecdlib.features import expand_sources
-    from ecdlib.io import read_density
-    from ecdlib.predict import conversion_lines, load_predictors, predict
-    from ecdlib.valence import parse_valence
+    from ecdlib.density.io import read_density
+    from ecdlib.density.valence import parse_valence
+    from ecdlib.features.collection import expand_sources
+    from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
     stated = parse_valence(valence)
     predictors, records, failed = load_predictors(model), [], []
@@ -283,9 +283,17 @@ def calibrate_command(
     """
     from dataclasses import replace
 
-    from ecdlib.io import read_density
-    from ecdlib.preprocess import resample
-    from ecdlib.valence import apart, calibrate, is_standard, parse_valence, recognize, to_convention, write_calibration
+    from ecdlib.density.cell import resample
+    from ecdlib.density.io import read_density
+    from ecdlib.density.valence import (
+        apart,
+        calibrate,
+        is_standard,
+        parse_valence,
+        recognize,
+        to_convention,
+        write_calibration,
+    )
 
     if out.suffix != ".csv":
         raise EcdError(out, "is no name for a calibration", "Let it end in .csv.")
@@ -343,8 +351,8 @@ def train(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="result file to write (.npz)")] = None,
 ) -> None:
     """Train a model with the parameters of the notebook 'training' (`ecd list`); resumes what was interrupted."""
-    from ecdlib.experiments import run_experiment, slug
-    from ecdlib.parameters import TrainingParameters
+    from ecdlib.book.parameters import TrainingParameters
+    from ecdlib.learn.experiments import run_experiment, slug
 
     p = _values("training", parameter, profile)
     assert isinstance(p, TrainingParameters)
@@ -364,8 +372,8 @@ def train_autoencoder_command(
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Train an autoencoder with the parameters of the notebook 'autoencoder'; resumes what was interrupted."""
-    from ecdlib.latents import train_autoencoder
-    from ecdlib.parameters import AutoencoderParameters
+    from ecdlib.book.parameters import AutoencoderParameters
+    from ecdlib.learn.latents import train_autoencoder
 
     p = _values("autoencoder", parameter, profile)
     assert isinstance(p, AutoencoderParameters)
@@ -385,9 +393,9 @@ def encode(
     """Compress densities into a latent database (with loss; `ecd convert` to .h5 is without)."""
     from dataclasses import replace
 
-    from ecdlib.io import read_density
-    from ecdlib.latents import load_autoencoder, write_latents
-    from ecdlib.store import DensityStore
+    from ecdlib.density.io import read_density
+    from ecdlib.density.store import DensityStore
+    from ecdlib.learn.latents import load_autoencoder, write_latents
 
     _check_npz(out, "latent database")
     whole = {f: [f"{f}::{name}" for name in DensityStore(f).names] for f in files if f.endswith(".h5")}
@@ -406,8 +414,8 @@ def decode(
     database: Annotated[Path | None, typer.Option(help="by default that of the bundled densities")] = None,
 ) -> None:
     """Reconstruct a density from its latent, for example as a CHGCAR that VESTA opens."""
-    from ecdlib.io import writer
-    from ecdlib.latents import load_latents
+    from ecdlib.density.io import writer
+    from ecdlib.learn.latents import load_latents
 
     write = writer(target)  # before anything is decoded
     density = load_latents(database).decode(name)
@@ -423,8 +431,8 @@ def train_fusion(
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Evaluate a model on latents and composition with the parameters of the notebook 'fusion'; resumes."""
-    from ecdlib.fusion import run_fusion, train_final
-    from ecdlib.parameters import FusionParameters
+    from ecdlib.book.parameters import FusionParameters
+    from ecdlib.learn.fusion import run_fusion, train_final
 
     p = _values("fusion", parameter, profile)
     assert isinstance(p, FusionParameters)
@@ -447,8 +455,8 @@ def train_cgcnn(
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Train crystal graph networks with the parameters of the notebook 'cgcnn'; resumes what was interrupted."""
-    from ecdlib.elasticity import run_elasticity, train_ensemble
-    from ecdlib.parameters import CgcnnParameters
+    from ecdlib.book.parameters import CgcnnParameters
+    from ecdlib.learn.elasticity import run_elasticity, train_ensemble
 
     p = _values("cgcnn", parameter, profile)
     assert isinstance(p, CgcnnParameters)
@@ -491,7 +499,7 @@ def screen_command(
     workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
 ) -> None:
     """Elastic moduli, sound velocities and Debye temperatures of many crystals; goes on where it was interrupted."""
-    from ecdlib.screening import screen
+    from ecdlib.crystals.screening import screen
 
     if out.suffix != ".parquet":
         raise EcdError(out, "is no name for a table", "Let it end in .parquet.")
@@ -509,7 +517,7 @@ def screen_command(
 @app.command()
 def data() -> None:
     """List the bundled densities."""
-    from ecdlib.datasets import load_densities
+    from ecdlib.density.store import load_densities
 
     for store in (load_densities("cubic"), load_densities("general")):
         rows: list[Any] = store.table.reset_index().assign(set=store.path.stem).to_dict("records")
@@ -528,7 +536,7 @@ def compute(
     """Compute the density of a crystal with GPAW, by the recipe of the bundled densities."""
     from pymatgen.core import Element
 
-    from ecdlib.compute import compute_density
+    from ecdlib.dft.compute import compute_density
 
     chosen = {element: name for element, _, name in (text.partition("=") for text in sets or [])}
     if not all(name and Element.is_valid_symbol(element) for element, name in chosen.items()):
@@ -544,7 +552,7 @@ def download(
     api_key: Annotated[str | None, typer.Option(help="Materials Project key; or set MP_API_KEY")] = None,
 ) -> None:
     """Fetch charge densities from the original sources; hashes and task ids go into manifest.json."""
-    from ecdlib.download import fetch_jarvis, fetch_materials_project
+    from ecdlib.crystals.download import fetch_jarvis, fetch_materials_project
 
     if source == "jarvis":
         paths = fetch_jarvis(ids, folder)
@@ -571,7 +579,7 @@ def course_list() -> None:
     """List the exercises of all sessions."""
     from dataclasses import asdict
 
-    from ecdlib.exercises import exercises
+    from ecdlib.course.exercises import exercises
 
     _table([asdict(e) for e in exercises()], ["session", "name", "kind", "minutes", "points", "by_hand", "title"])
 
@@ -583,8 +591,8 @@ def course_make(
     folder: Folder = Path("_build/course"),
 ) -> None:
     """Make student versions, solutions, and the course in which nbgrader grades, from the exercises."""
-    from ecdlib.course import SESSIONS
-    from ecdlib.exercises import make
+    from ecdlib.course.data import SESSIONS
+    from ecdlib.course.exercises import make
 
     make(session or SESSIONS, data.value, folder.resolve(), report=lambda line: print(line, flush=True))
 
@@ -597,7 +605,7 @@ def course_grade(
     folder: Folder = Path("_build/course"),
 ) -> None:
     """Grade what lies in FOLDER/submitted/NUMBER/SESSION; write the mark sheet and the feedback."""
-    from ecdlib.grading import grade
+    from ecdlib.course.grading import grade
 
     table = grade(
         session, folder.resolve(), students=student, seconds=seconds, report=lambda line: print(line, flush=True)
@@ -610,7 +618,7 @@ def course_marks(
     session: Annotated[str, typer.Argument(help="for example session_2")], folder: Folder = Path("_build/course")
 ) -> None:
     """Write mark sheet and feedback again, with what was marked by hand in between."""
-    from ecdlib.grading import marks
+    from ecdlib.course.grading import marks
 
     _marks(marks(session, folder.resolve()), session, folder)
 
@@ -620,7 +628,7 @@ def course_times(
     out: Annotated[Path, typer.Option("-o", "--out", help="file to write")] = Path("book/course/times.json"),
 ) -> None:
     """Measure what a class runs: chapters (as last built), live commands, solutions of all exercises."""
-    from ecdlib.course_book import measure
+    from ecdlib.course.pages import measure
 
     times = measure(report=lambda line: print(line, flush=True))
     with atomic_write(out) as temporary:

@@ -21,14 +21,15 @@ from pyrho.pgrid import PGrid
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_limits
 
-from ecdlib.correlations import autocorrelation, standardized_autocorrelation
-from ecdlib.datasets import data_file, load_density
-from ecdlib.density import ChargeDensity, Floats
-from ecdlib.features import featurize_collection
-from ecdlib.preprocess import redistribute_negative_charge, to_conventional
-from ecdlib.runs import BUILD
-from ecdlib.store import DensityStore
-from ecdlib.valence import SMOOTHING, Valence, to_convention
+from ecdlib.base.resources import data_file
+from ecdlib.book.runs import BUILD
+from ecdlib.density.cell import to_conventional
+from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.negative import redistribute_negative_charge
+from ecdlib.density.store import DensityStore, load_density
+from ecdlib.density.valence import SMOOTHING, Valence, to_convention
+from ecdlib.features.autocorrelation import autocorrelation, standardized_autocorrelation
+from ecdlib.features.collection import featurize_collection
 
 SIZE, VOXEL = 51, 0.2
 X = VOXEL * np.arange(-(SIZE // 2), SIZE // 2 + 1)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import CGConv, global_mean_pool
 
-from ecdlib.datasets import load_structures
-from ecdlib.errors import atomic_write
-from ecdlib.graphs import CrystalGraphs, crystal_graphs
+from ecdlib.base.errors import atomic_write
+from ecdlib.book.runs import BUILD
+from ecdlib.data.tables import load_structures
+from ecdlib.features.graphs import CrystalGraphs, crystal_graphs
 from ecdlib.models.cgcnn import CGCNN, GaussianDistances, atom_vectors
-from ecdlib.runs import BUILD
 
 
 class Peer(nn.Module):

@@ -15,7 +15,7 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from ecdlib.density import ChargeDensity  # noqa: E402
+from ecdlib.density.core import ChargeDensity  # noqa: E402
 
 hypothesis.settings.register_profile("ecdlib", deadline=None, max_examples=20, derandomize=True, database=None)
 hypothesis.settings.load_profile("ecdlib")

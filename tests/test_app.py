@@ -21,11 +21,12 @@ import pandas as pd
 import pytest
 
 from ecdlib import app, cli
-from ecdlib.datasets import ROOT, data_folder, load_density
-from ecdlib.errors import EcdError
-from ecdlib.io import read_density, write_density
-from ecdlib.latents import LatentDatabase, common_cell, load_latents
-from ecdlib.predict import conversion_lines, load_predictors, predict
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import ROOT, data_folder
+from ecdlib.density.io import read_density, write_density
+from ecdlib.density.store import load_density
+from ecdlib.learn.latents import LatentDatabase, common_cell, load_latents
+from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
 NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"
 CHROMIUM = next(

@@ -27,12 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecdlib import cli
-from ecdlib import io as readers
-from ecdlib.datasets import data_file, data_folder, load_crystals, load_densities, load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError, atomic_write
-from ecdlib.io import write_chgcar, write_cube, write_npz
-from ecdlib.store import DensityStore, write_store
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.resources import data_file, data_folder
+from ecdlib.data.tables import load_crystals
+from ecdlib.density import io as readers
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import write_chgcar, write_cube, write_npz
+from ecdlib.density.store import DensityStore, load_densities, load_density, write_store
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from typing import Any
 import nbformat
 import pytest
 
-from ecdlib import book
-from ecdlib.artifacts import load_artifacts
-from ecdlib.course_book import load_questions
-from ecdlib.datasets import ROOT
-from ecdlib.parameters import NOTEBOOKS
-from ecdlib.runs import covered_artifacts
+from ecdlib.base.resources import ROOT
+from ecdlib.book import build as book
+from ecdlib.book.artifacts import load_artifacts
+from ecdlib.book.parameters import NOTEBOOKS
+from ecdlib.book.runs import covered_artifacts
+from ecdlib.course.pages import load_questions
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

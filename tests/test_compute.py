@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecdlib import cli, compute, gpaw_script
-from ecdlib.compute import compute_density, find_gpaw_python
-from ecdlib.datasets import load_densities
-from ecdlib.errors import EcdError
-from ecdlib.io import read_density
-from ecdlib.valence import Valence, recognize
+from ecdlib import cli
+from ecdlib.base.errors import EcdError
+from ecdlib.density.io import read_density
+from ecdlib.density.store import load_densities
+from ecdlib.density.valence import Valence, recognize
+from ecdlib.dft import compute, gpaw_script
+from ecdlib.dft.compute import compute_density, find_gpaw_python
 
 try:
     PYTHON = find_gpaw_python()

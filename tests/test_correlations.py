@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from pyrho.utils import interpolate_fourier
 from scipy import ndimage
 
-from ecdlib.correlations import autocorrelation, cubic_average, standardized_autocorrelation
-from ecdlib.datasets import load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.features import featurize
-from ecdlib.preprocess import conventional_cell, redistribute_negative_charge, to_conventional
+from ecdlib.base.errors import EcdError
+from ecdlib.density.cell import conventional_cell, to_conventional
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.negative import redistribute_negative_charge
+from ecdlib.density.store import load_density
+from ecdlib.features.autocorrelation import autocorrelation, cubic_average, standardized_autocorrelation
+from ecdlib.features.collection import featurize
 
 SHAPES = st.tuples(*[st.integers(2, 6)] * 3)
 LATTICES = {

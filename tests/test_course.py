@@ -14,9 +14,10 @@ import psutil
 import pytest
 from nbformat import NotebookNode
 
-from ecdlib import course, exercises, grading
-from ecdlib.course import Individual, course_crystals, course_features
-from ecdlib.errors import EcdError
+from ecdlib.base.errors import EcdError
+from ecdlib.course import data as course
+from ecdlib.course import exercises, grading
+from ecdlib.course.data import Individual, course_crystals, course_features
 
 SESSION = "session_1"
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from ecdlib import parameters
-from ecdlib.course import SESSIONS
-from ecdlib.course_book import load_questions, load_sessions, load_times, questions_html, session_page
-from ecdlib.exercises import exercises
-from ecdlib.parameters import NOTEBOOKS
+from ecdlib.book import parameters
+from ecdlib.book.parameters import NOTEBOOKS
+from ecdlib.course.data import SESSIONS
+from ecdlib.course.exercises import exercises
+from ecdlib.course.pages import load_questions, load_sessions, load_times, questions_html, session_page
 
 
 def test_sessions_are_planned_to_the_minute():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ecdlib.datasets import ROOT, load_crystals, load_densities
-from ecdlib.screening import shipped_screening
+from ecdlib.base.resources import ROOT
+from ecdlib.crystals.screening import shipped_screening
+from ecdlib.data.tables import load_crystals
+from ecdlib.density.store import load_densities
 
 CARD = (ROOT / "data" / "README.md").read_text()
 

@@ -22,10 +22,11 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.common import VolumetricData
 from pymatgen.io.vasp import Chgcar
 
-from ecdlib.datasets import data_folder, load_densities, load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.io import (
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_folder
+from ecdlib.density.cell import to_conventional
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import (
     check_electrons,
     read_aeccar,
     read_chgcar,
@@ -37,8 +38,8 @@ from ecdlib.io import (
     write_density,
     write_npz,
 )
-from ecdlib.preprocess import redistribute_negative_charge, to_conventional
-from ecdlib.store import write_store
+from ecdlib.density.negative import redistribute_negative_charge
+from ecdlib.density.store import load_densities, load_density, write_store
 
 VASP = data_folder() / "vasp"
 

@@ -21,11 +21,11 @@ import pytest
 from monty.json import jsanitize
 from pymatgen.io.vasp.outputs import Chgcar
 
-from ecdlib import download
-from ecdlib.datasets import data_folder
-from ecdlib.download import fetch_jarvis, fetch_materials_project
-from ecdlib.errors import EcdError
-from ecdlib.io import read_density
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_folder
+from ecdlib.crystals import download
+from ecdlib.crystals.download import fetch_jarvis, fetch_materials_project
+from ecdlib.density.io import read_density
 
 KEY = "0" * 32
 CHGCAR = gzip.decompress((data_folder() / "vasp" / "CHGCAR.Li.gz").read_bytes())

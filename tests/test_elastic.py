@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pymatgen.analysis.elasticity import ElasticTensor
 from pymatgen.core import Lattice, Structure
 
-from ecdlib import elastic
-from ecdlib.elastic import (
+from ecdlib.base.errors import EcdError
+from ecdlib.elastic import strain as elastic
+from ecdlib.elastic.strain import (
     MODES,
     REPEATS,
     STRAINS,
@@ -31,7 +32,6 @@ from ecdlib.elastic import (
     strained_cell,
     voigt_reuss_hill,
 )
-from ecdlib.errors import EcdError
 
 ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.0), ["Li", "H"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 CSCL = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.0), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])

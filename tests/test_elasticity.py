@@ -13,10 +13,13 @@ from monty.json import MontyEncoder
 from monty.serialization import dumpfn
 from typer.testing import CliRunner
 
-from ecdlib import elasticity
+from ecdlib.base.errors import EcdError
+from ecdlib.book.parameters import CgcnnParameters
 from ecdlib.cli import app
-from ecdlib.datasets import load_crystals, load_matbench_elasticity, load_structures
-from ecdlib.elasticity import (
+from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
+from ecdlib.features.graphs import crystal_graphs
+from ecdlib.learn import elasticity
+from ecdlib.learn.elasticity import (
     TEST,
     TRAIN,
     VALIDATION,
@@ -33,10 +36,7 @@ from ecdlib.elasticity import (
     to_learned,
     train_ensemble,
 )
-from ecdlib.errors import EcdError
-from ecdlib.graphs import crystal_graphs
 from ecdlib.models.six_features import six_features
-from ecdlib.parameters import CgcnnParameters
 
 TINY = {"epochs": 1, "sample": 60, "folds": "all", "members": 2}
 

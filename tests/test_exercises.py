@@ -9,10 +9,10 @@ from itertools import pairwise
 import nbformat
 import pytest
 
-from ecdlib.course import SESSIONS
-from ecdlib.course_book import load_sessions
-from ecdlib.exercises import KINDS, errors_in, exercises, prepared, run_notebook
-from ecdlib.parameters import NOTEBOOKS
+from ecdlib.book.parameters import NOTEBOOKS
+from ecdlib.course.data import SESSIONS
+from ecdlib.course.exercises import KINDS, errors_in, exercises, prepared, run_notebook
+from ecdlib.course.pages import load_sessions
 
 EXERCISES = exercises()
 IDS = [f"{e.session}/{e.name}" for e in EXERCISES]

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecdlib import experiments
-from ecdlib.datasets import load_cubic_targets
-from ecdlib.errors import EcdError
-from ecdlib.experiments import load_experiment, run_experiment, slug
-from ecdlib.parameters import TrainingParameters, resolve
+from ecdlib.base.errors import EcdError
+from ecdlib.book.parameters import TrainingParameters, resolve
+from ecdlib.data.tables import load_cubic_targets
+from ecdlib.learn import experiments
+from ecdlib.learn.experiments import load_experiment, run_experiment, slug
 
 SMALL = {"crystals": 60, "size": 19, "voxel": 0.5, "epochs": 2}
 

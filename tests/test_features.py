@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from ecdlib import cli, features
-from ecdlib.correlations import cubic_average, standardized_autocorrelation
-from ecdlib.datasets import data_folder, load_densities, load_density
-from ecdlib.errors import EcdError
-from ecdlib.features import (
+from ecdlib import cli
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_folder
+from ecdlib.density.cell import to_conventional
+from ecdlib.density.io import read_density, write_npz
+from ecdlib.density.negative import redistribute_negative_charge
+from ecdlib.density.store import load_densities, load_density, write_store
+from ecdlib.features import collection as features
+from ecdlib.features.autocorrelation import cubic_average, standardized_autocorrelation
+from ecdlib.features.collection import (
     FeatureSettings,
     bundled_features,
     expand_sources,
@@ -27,9 +32,6 @@ from ecdlib.features import (
     featurize_collection,
     load_features,
 )
-from ecdlib.io import read_density, write_npz
-from ecdlib.preprocess import redistribute_negative_charge, to_conventional
-from ecdlib.store import write_store
 
 SMALL = FeatureSettings(size=5, voxel=1.0)
 NAMES = ["LiH_225", "BeCu_221", "Al_225", "Be_194"]
@@ -298,7 +300,7 @@ def test_features_of_others_are_not_taken_for_ours(tmp_path):
 
 
 def test_bundled_features_come_in_the_order_asked_for_and_from_the_cache(tmp_path, monkeypatch, worked):
-    monkeypatch.setattr(features, "ROOT", tmp_path)
+    monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
     monkeypatch.setattr(features, "available_cores", lambda: 1)
     values, report = bundled_features(SMALL, ["Be_194", "LiH_225"])
     assert list(report.index) == ["Be_194", "LiH_225"]
@@ -341,23 +343,3 @@ def test_featurize_converts_the_valence_first(tmp_path, monkeypatch, capsys):
     _, report, settings = load_features(out)
     assert settings == FeatureSettings(5, 1.0, convention="gpaw")
     assert report["electrons"].tolist() == pytest.approx([14], abs=1e-3)
-
-
-def test_two_runs_that_want_the_same_features_wait_for_each_other(tmp_path, monkeypatch):
-    """The second finds the file locked, and then the result that the first has cached."""
-    settings, names = FeatureSettings(size=3, voxel=1.0), ["NaCl_225"]
-    monkeypatch.setattr(features, "ROOT", tmp_path)
-    calls = []
-
-    def busy(*arguments, **options):
-        calls.append(arguments)
-        monkeypatch.setattr(features, "featurize_collection", compute)
-        raise features.Busy("features.h5.partial", "is being written by another run", "Wait.")
-
-    compute = features.featurize_collection
-    monkeypatch.setattr(features, "featurize_collection", busy)
-    monkeypatch.setattr(features.time, "sleep", lambda seconds: None)
-    values, report = features.bundled_features(settings, names)
-    assert len(calls) == 1
-    assert values.shape == (1, 4)
-    assert list(report.index) == names

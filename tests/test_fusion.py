@@ -9,11 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ecdlib import fusion
+from ecdlib.base.errors import EcdError
+from ecdlib.book.parameters import FusionParameters
 from ecdlib.cli import app
-from ecdlib.datasets import load_crystals, load_density
-from ecdlib.errors import EcdError
-from ecdlib.fusion import (
+from ecdlib.data.tables import load_crystals
+from ecdlib.density.store import load_density
+from ecdlib.learn import fusion
+from ecdlib.learn.fusion import (
     PROPERTIES,
     FusionNetwork,
     FusionResult,
@@ -24,11 +26,10 @@ from ecdlib.fusion import (
     shipped_fusion,
     train_final,
 )
-from ecdlib.latents import bundled_names
+from ecdlib.learn.latents import bundled_names
+from ecdlib.learn.predict import load_predictors, predict
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
-from ecdlib.parameters import FusionParameters
-from ecdlib.predict import load_predictors, predict
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 30))
@@ -226,7 +227,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_runs(tmp_path: Pa
 
 
 def test_a_model_of_ones_own_predicts_from_its_file() -> None:
-    from ecdlib.datasets import data_file
+    from ecdlib.base.resources import data_file
 
     named = predict(load_density("NaCl_225"), load_predictors("fusion-lightgbm"))
     by_path = predict(load_density("NaCl_225"), load_predictors(str(data_file("models/fusion-lightgbm.npz"))))

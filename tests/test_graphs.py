@@ -14,9 +14,9 @@ from pymatgen.core import Element, Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from torch.nn import functional as F
 
-from ecdlib.datasets import load_structures
-from ecdlib.errors import EcdError
-from ecdlib.graphs import NEIGHBOURS, RADIUS, CrystalGraphs, cached_graphs, crystal_graphs, neighbours
+from ecdlib.base.errors import EcdError
+from ecdlib.data.tables import load_structures
+from ecdlib.features.graphs import NEIGHBOURS, RADIUS, CrystalGraphs, cached_graphs, crystal_graphs, neighbours
 from ecdlib.models.cgcnn import CGCNN, GraphConvolution, atom_vectors
 
 STRUCTURES = load_structures()
@@ -160,15 +160,15 @@ def test_atom_vectors_tell_elements_apart() -> None:
 
 
 def test_cache_holds_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecdlib.graphs.ROOT", tmp_path)
+    monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
     structures = [STRUCTURES[name] for name in SOME]
     made, read = cached_graphs(structures), cached_graphs(structures)
-    assert len(list((tmp_path / "_build" / "cache").iterdir())) == 1
+    assert len(list(tmp_path.glob("*.npz"))) == 1
     for a, b, c in zip(made.tensors(), read.tensors(), crystal_graphs(structures).tensors(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
     cached_graphs(structures[:2])
-    assert len(list((tmp_path / "_build" / "cache").iterdir())) == 2
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_crystals_that_are_no_graph() -> None:

@@ -11,11 +11,9 @@ import pandas as pd
 import pytest
 from pymatgen.core import Composition, Element, Lattice, Structure
 
-from ecdlib import hypothetical
-from ecdlib.datasets import load_crystals, load_matbench_elasticity, load_structures
-from ecdlib.density import symmetry_dataset
-from ecdlib.errors import EcdError
-from ecdlib.hypothetical import (
+from ecdlib.base.errors import EcdError
+from ecdlib.crystals import hypothetical
+from ecdlib.crystals.hypothetical import (
     MAX_ATOMS,
     REACH,
     SIZE_RATIO,
@@ -30,7 +28,9 @@ from ecdlib.hypothetical import (
     volume_error,
     volume_model,
 )
-from ecdlib.sources import RADIOACTIVE, paper_filter
+from ecdlib.crystals.sources import RADIOACTIVE, paper_filter
+from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
+from ecdlib.density.core import symmetry_dataset
 
 N = 3000
 

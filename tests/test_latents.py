@@ -12,12 +12,15 @@ import torch
 from conftest import CRYSTALS
 from typer.testing import CliRunner
 
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_file
+from ecdlib.book.parameters import AutoencoderParameters
 from ecdlib.cli import app
-from ecdlib.datasets import data_file, load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.io import read_density
-from ecdlib.latents import (
+from ecdlib.density.cell import resample, supercell, to_conventional
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import read_density
+from ecdlib.density.store import load_density
+from ecdlib.learn.latents import (
     bundled_names,
     common_cell,
     load_autoencoder,
@@ -31,9 +34,7 @@ from ecdlib.latents import (
 )
 from ecdlib.models.autoencoder import ChargeDensityAutoencoder, orientation
 from ecdlib.models.lean_cnn import count_parameters
-from ecdlib.parameters import AutoencoderParameters
-from ecdlib.preprocess import resample, supercell, to_conventional
-from ecdlib.training import TrainingSettings, fit
+from ecdlib.models.torch_regressor import TrainingSettings, fit
 
 SMALL = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "VB_63"]
 

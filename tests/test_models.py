@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from ecdlib.artifacts import load_artifacts
-from ecdlib.correlations import cubic_average, cubic_orbits, standardized_autocorrelation
-from ecdlib.datasets import load_density
+from ecdlib.book.artifacts import load_artifacts
+from ecdlib.book.parameters import TrainingParameters
+from ecdlib.density.cell import to_conventional
+from ecdlib.density.negative import redistribute_negative_charge
+from ecdlib.density.store import load_density
+from ecdlib.features.autocorrelation import cubic_average, cubic_orbits, standardized_autocorrelation
+from ecdlib.features.composition import magpie_features
 from ecdlib.models import MODELS
 from ecdlib.models.density_gpr import DensityGPR
-from ecdlib.models.forest import magpie_features
 from ecdlib.models.lean_cnn import LeanCNN, count_parameters, whitening
 from ecdlib.models.literature_cnn import Mirzaee, Zhao
 from ecdlib.models.octahedral_cnn import OctahedralCNN, neighbour_sums
-from ecdlib.parameters import TrainingParameters
-from ecdlib.preprocess import redistribute_negative_charge, to_conventional
 
 
 def test_published_parameter_counts() -> None:

@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecdlib import artifacts, cli, runs
-from ecdlib.artifacts import Artifact, judge, load_artifacts, read_payloads, scoreboard, write_payload
-from ecdlib.datasets import ROOT, data_hashes
-from ecdlib.errors import EcdError
-from ecdlib.parameters import NOTEBOOKS, changed, describe, resolve, schema, slug, title
+from ecdlib import cli
+from ecdlib.base import cached
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import ROOT, data_file, load_manifest
+from ecdlib.book import artifacts, runs
+from ecdlib.book.artifacts import Artifact, judge, load_artifacts, read_payloads, scoreboard, write_payload
+from ecdlib.book.parameters import NOTEBOOKS, changed, describe, resolve, schema, slug, title
 
 
 @pytest.fixture(autouse=True)
@@ -185,24 +188,28 @@ def test_a_changed_parameter_is_another_cache_key():
     assert runs.cache_key("features", resolve("features", {}), kernel="gpu") not in keys
 
 
-@pytest.mark.parametrize("part", ["ecdlib/new.py", "requirements.lock", "book/artifacts.csv", "data/manifest.json"])
-def test_library_versions_and_data_are_part_of_the_cache_key(part, tmp_path, monkeypatch):
-    """Pages of changed code, locked versions, reported values or data are made anew."""
-    for folder in ("ecdlib", "book", "data", "notebooks"):
-        (tmp_path / folder).mkdir()
-    for name in ("requirements.lock", "book/artifacts.csv", "data/manifest.json", "notebooks/features.ipynb"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+def test_a_notebook_is_stale_when_what_it_imports_or_reads_changes(tmp_path, monkeypatch):
+    """Code of its import closure, and reported values, count; the app and comments do not."""
+    for folder in ("ecdlib", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "exercises"))
     monkeypatch.setattr(runs, "ROOT", tmp_path)
-    monkeypatch.setenv("ECDLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(cached, "ROOT", tmp_path)
     values = resolve("features", {})
-    before = runs.cache_key("features", values)
-    assert runs.cache_key("features", values) == before
-    if part.endswith(".json"):
-        (tmp_path / part).write_text((tmp_path / part).read_text().replace('"sha256": "', '"sha256": "0', 1))
-    else:
+
+    def keys_after(part, text):
         with open(tmp_path / part, "a") as f:
-            f.write("\n# changed\n")
-    assert runs.cache_key("features", values) != before
+            f.write(text)
+        return [runs.cache_key(name, resolve(name, {})) for name in ("features", "elastic_quantities")]
+
+    before = keys_after("ecdlib/app.py", "")
+    assert keys_after("ecdlib/app.py", "NEW = 1\n") == before
+    assert keys_after("ecdlib/features/autocorrelation.py", "# a comment\n") == before
+    correlation, elastic = keys_after("ecdlib/features/autocorrelation.py", "NEW = 1\n")
+    assert (correlation, elastic) != before
+    assert elastic == before[1]
+    assert keys_after("ecdlib/elastic/moduli.py", "NEW = 1\n")[1] != before[1]
+    monkeypatch.setattr(cached, "package_versions", lambda packages: {"numpy": "0"})
+    assert runs.cache_key("features", values) != correlation
 
 
 # The list of artifacts
@@ -399,7 +406,13 @@ def finished(build: Path, name: str, values: Any, one: str, ours: list[float]) -
     folder = build / "runs" / slug(name, values)
     made_by = {"notebook": name, "parameters": values.model_dump()}
     write_payload(folder / "results", one, ours, reason="made up", made_by=made_by)
-    meta = {"notebook": name, "parameters": values.model_dump(), "key": runs.cache_key(name, values), "seconds": 1}
+    meta = {"notebook": name, "parameters": values.model_dump(), "key": runs.cache_key(name, values)} | {"reads": {}}
+        "notebook": name,
+        "parameters": values.model_dump(),
+        "key": runs.cache_key(name, values),
+        "seconds": 1,
+        "reads": {},
+    }
     (folder / "key.json").write_text(json.dumps(meta))
 
 
@@ -428,7 +441,11 @@ def test_a_recorded_result_carries_its_provenance(one, tmp_path, monkeypatch, ca
     made = json.loads((tmp_path / "results" / f"{one}.json").read_text())["provenance"]
     assert made["notebook"] == "features"
     assert made["parameters"] == {**resolve("features", {}).model_dump(), "seed": 3}
-    assert made["data"] == {name: digest[:12] for name, digest in data_hashes().items()}
+    data_file("mp_crystals.csv")
+    again = runs.begin("features", {"seed": 3}).record(one, load_artifacts()[one].numbers, checks={"finite": True})
+    assert again is None
+    made = json.loads((tmp_path / "results" / f"{one}.json").read_text())["provenance"]
+    assert made["data"]["mp_crystals.csv"] == load_manifest()["mp_crystals.csv"]["sha256"][:12]
     assert {"python", "numpy", "scipy", "scikit-learn", "torch"} <= set(made["versions"])
     assert made["commit"]
     assert made["device"]

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
-from ecdlib import experiments, features
-from ecdlib.datasets import data_file, data_folder, load_cubic_targets, load_densities
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.experiments import Experiment, load_results, run_experiment, settings, slug
-from ecdlib.features import FeatureSettings, featurize, statistics
-from ecdlib.io import read_density
-from ecdlib.parameters import TrainingParameters, resolve
-from ecdlib.portability import (
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_file, data_folder
+from ecdlib.book.parameters import TrainingParameters, resolve
+from ecdlib.data.tables import load_cubic_targets
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import read_density
+from ecdlib.density.store import DensityStore, load_densities
+from ecdlib.density.valence import Valence, recognize, target_electrons
+from ecdlib.features import collection as features
+from ecdlib.features.collection import FeatureSettings, featurize, statistics
+from ecdlib.learn import experiments
+from ecdlib.learn.experiments import Experiment, load_results, run_experiment, settings, slug
+from ecdlib.learn.portability import (
     LEFT_OUT,
     Route,
     calibrations,
@@ -29,9 +33,7 @@ from ecdlib.portability import (
     pair_names,
     spectra_apart,
 )
-from ecdlib.predict import POSITIVE, FusionPredictor, Predictor, conversion_lines, load_predictors, predict
-from ecdlib.store import DensityStore
-from ecdlib.valence import Valence, recognize, target_electrons
+from ecdlib.learn.predict import POSITIVE, FusionPredictor, Predictor, conversion_lines, load_predictors, predict
 
 Array = np.ndarray
 NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"
@@ -199,7 +201,7 @@ def test_pairs_are_predicted_by_models_that_have_not_seen_the_crystal_in_any_con
 
 
 def test_two_channels_from_the_density_to_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "ROOT", tmp_path)
+    monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
     monkeypatch.setattr(features, "available_cores", lambda: 1)
     p = parameters(crystals=60, size=7, voxel=1.0, protocol="split")
     result = run_experiment(p, tmp_path / "r.npz", progress=False)

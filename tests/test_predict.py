@@ -12,13 +12,15 @@ import pandas as pd
 import pytest
 
 from ecdlib import cli
-from ecdlib.datasets import data_file, data_folder, load_cubic_targets, load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.io import read_density
-from ecdlib.predict import Domain, Predictor, load_predictors, predict
-from ecdlib.preprocess import to_conventional
-from ecdlib.valence import to_convention
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_file, data_folder
+from ecdlib.data.tables import load_cubic_targets
+from ecdlib.density.cell import to_conventional
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import read_density
+from ecdlib.density.store import load_density
+from ecdlib.density.valence import to_convention
+from ecdlib.learn.predict import Domain, Predictor, load_predictors, predict
 
 NACL = str(data_folder() / "vasp" / "CHGCAR.NaCl.gz")
 FIELDS = ["file", "property", "value", "std", "unit", "conversion", "conversion_std", "warnings"]

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from pyrho.pgrid import PGrid
 from scipy import ndimage
 
-from ecdlib.datasets import load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.preprocess import (
+from ecdlib.base.errors import EcdError
+from ecdlib.density.cell import (
     compare_conversions,
     conventional_cell,
     conventional_grid,
     fast_length,
-    redistribute_negative_charge,
     to_conventional,
 )
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.negative import redistribute_negative_charge
+from ecdlib.density.store import load_density
 
 CENTRED = {"fcc": 4, "rocksalt": 4, "bcc": 2, "rhombohedral": 3, "base-centred": 2}
 SIDES = st.tuples(*[st.integers(3, 6)] * 3)

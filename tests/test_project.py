@@ -22,8 +22,8 @@ from packaging.version import Version
 
 import ecdlib
 from ecdlib import cli
-from ecdlib.datasets import ROOT, data_folder
-from ecdlib.parameters import NOTEBOOKS, describe
+from ecdlib.base.resources import ROOT, data_folder
+from ecdlib.book.parameters import NOTEBOOKS, describe
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONDA_NAMES = {"pytorch-cpu": "torch", "xgboost": "xgboost-cpu"}

@@ -13,14 +13,15 @@ from pymatgen.core import Structure
 from pymatgen.io.vasp import Poscar
 from typer.testing import CliRunner
 
-from ecdlib import elasticity, screening
+from ecdlib.base.errors import EcdError
+from ecdlib.book.parameters import CgcnnParameters
 from ecdlib.cli import app
-from ecdlib.datasets import load_structures
-from ecdlib.elasticity import load_elasticity_model, run_elasticity, train_ensemble
-from ecdlib.errors import EcdError
-from ecdlib.parameters import CgcnnParameters
-from ecdlib.screening import COLUMNS, KEPT, compact, load_screened, screen
-from ecdlib.sound import elastic_quantities
+from ecdlib.crystals import screening
+from ecdlib.crystals.screening import COLUMNS, KEPT, compact, load_screened, screen
+from ecdlib.data.tables import load_structures
+from ecdlib.elastic.moduli import elastic_quantities
+from ecdlib.learn import elasticity
+from ecdlib.learn.elasticity import load_elasticity_model, run_elasticity, train_ensemble
 
 STRUCTURES = load_structures()
 NAMES = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "BaTiO3_221", "MgO_225", "K3BiTe3_198", "PbS_225"]

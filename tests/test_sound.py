@@ -14,10 +14,9 @@ from pymatgen.analysis.elasticity import ElasticTensor
 from pymatgen.core import Element, Lattice, Structure
 from scipy import constants
 
-from ecdlib.datasets import load_crystals, load_matbench_elasticity, load_structures
-from ecdlib.elastic import CubicConstants, voigt_reuss_hill
-from ecdlib.errors import EcdError
-from ecdlib.sound import (
+from ecdlib.base.errors import EcdError
+from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
+from ecdlib.elastic.moduli import (
     QUANTITIES,
     cell_mass,
     debye_temperature,
@@ -29,6 +28,7 @@ from ecdlib.sound import (
     sound_velocities,
     youngs_modulus,
 )
+from ecdlib.elastic.strain import CubicConstants, voigt_reuss_hill
 
 modulus = st.floats(1, 500)
 density = st.floats(0.5, 25)

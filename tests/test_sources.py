@@ -16,10 +16,10 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from test_download import KEY, Server
 
-from ecdlib import sources
-from ecdlib.datasets import load_crystals
-from ecdlib.errors import EcdError
-from ecdlib.sources import RADIOACTIVE, Candidate, Failure, paper_filter, parse_structure, read_source
+from ecdlib.base.errors import EcdError
+from ecdlib.crystals import sources
+from ecdlib.crystals.sources import RADIOACTIVE, Candidate, Failure, paper_filter, parse_structure, read_source
+from ecdlib.data.tables import load_crystals
 
 
 def salt(*species: Any, a: float = 4.0) -> Structure:

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from ecdlib.datasets import load_densities, load_density
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.store import DensityStore, symmetry_reduce, voxel_orbits, write_store
+from ecdlib.base.errors import EcdError
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.store import DensityStore, load_densities, load_density, symmetry_reduce, voxel_orbits, write_store
 
 #: Space group, lattice, species and positions of the asymmetric unit: each crystal system, some with glides or screws.
 GROUPS = {

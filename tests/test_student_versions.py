@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ecdlib.exercises import errors_in, exercises, prepared, run_notebook, student_version
+from ecdlib.course.exercises import errors_in, exercises, prepared, run_notebook, student_version
 
 EXERCISES = exercises()
 

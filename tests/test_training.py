@@ -12,11 +12,11 @@ import torch
 from sklearn.model_selection import KFold, cross_val_predict
 from torch import nn
 
-from ecdlib.errors import EcdError
-from ecdlib.evaluation import cross_validate, scores
+from ecdlib.base.errors import EcdError
+from ecdlib.learn.evaluation import cross_validate, scores
 from ecdlib.models.lean_cnn import LeanCNN
 from ecdlib.models.octahedral_cnn import OctahedralCNN
-from ecdlib.training import TorchRegressor, TrainingSettings, fit, pick_device
+from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings, fit, pick_device
 
 QUICK = TrainingSettings(epochs=8, batch_size=4, first_cycle=3, checkpoint_every=3)
 

@@ -19,17 +19,14 @@ from hypothesis import strategies as st
 from pymatgen.core import Element
 from scipy.interpolate import CubicSpline
 
-from ecdlib import cli, gpaw_shells
-from ecdlib.compute import find_gpaw_python
-from ecdlib.datasets import data_file, data_folder, load_densities
-from ecdlib.density import ChargeDensity
-from ecdlib.errors import EcdError
-from ecdlib.io import read_chgcar, read_density, write_chgcar, write_cube, write_npz
-from ecdlib.portability import spectra_apart
-from ecdlib.predict import load_predictors, predict
-from ecdlib.preprocess import resample, supercell, to_conventional
-from ecdlib.store import DensityStore, symmetry_reduce
-from ecdlib.valence import (
+from ecdlib import cli
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import ROOT, data_file, data_folder
+from ecdlib.density.cell import resample, supercell, to_conventional
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import read_chgcar, read_density, write_chgcar, write_cube, write_npz
+from ecdlib.density.store import DensityStore, load_densities, symmetry_reduce
+from ecdlib.density.valence import (
     SMOOTHING,
     Target,
     Valence,
@@ -47,6 +44,9 @@ from ecdlib.valence import (
     vasp_valence,
     write_calibration,
 )
+from ecdlib.dft.compute import find_gpaw_python
+from ecdlib.learn.portability import spectra_apart
+from ecdlib.learn.predict import load_predictors, predict
 
 Array = np.ndarray[Any, Any]
 ROWS: dict[str, Array] = dict(np.load(data_file("valence/form_factors.npz"), allow_pickle=False))
@@ -399,7 +399,7 @@ def test_gpaw_gives_the_form_factors_that_are_shipped(tmp_path: Path) -> None:
     script.write_text(f"""
 import json, runpy
 from gpaw.setup_data import SetupData
-own, found = runpy.run_path({gpaw_shells.__file__!r}), []
+own, found = runpy.run_path({str(ROOT / "data" / "make" / "gpaw_shells.py")!r}), []
 for symbol, which in (("Na", ""), ("Na", "1"), ("Ir", ""), ("Ir", "9")):
     data, name = SetupData(symbol, "PBE", which or "paw"), f"{{symbol}}.{{which}}".rstrip(".")
     found += [(symbol, name, s, list(f)) for s, f in own["shells_of_set"](data).items()]

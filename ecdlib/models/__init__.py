@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from ecdlib.parameters import TrainingParameters
+    from ecdlib.book.parameters import TrainingParameters
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Model:
 
 def _network(module: str, name: str, *arguments: Any, density: bool = False) -> Callable[[TrainingParameters], Any]:
     def build(p: TrainingParameters) -> Any:
-        from ecdlib.training import TorchRegressor, TrainingSettings
+        from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
 
         network = getattr(import_module(f"ecdlib.models.{module}"), name)
         settings = {f.name: getattr(p, f.name) for f in fields(TrainingSettings) if hasattr(p, f.name)}

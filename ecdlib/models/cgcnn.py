@@ -17,7 +17,7 @@ from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ecdlib.graphs import RADIUS, CrystalGraphs
+from ecdlib.features.graphs import RADIUS, CrystalGraphs
 
 N_ELEMENTS = 100  #: hydrogen to fermium
 

@@ -16,8 +16,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
-from ecdlib.correlations import QUANTILES
-from ecdlib.density import Floats
+from ecdlib.density.core import Floats
+from ecdlib.features.autocorrelation import QUANTILES
 
 FLOOR = 1e-6  # e/Å³, below which densities are taken as equal
 
@@ -31,7 +31,7 @@ class DensityGPR:
         n_components: whitened principal components of the log autocorrelation.
         log_target: model the logarithm of the target, for positive properties; the value is then the median of the
             log-normal prediction, the standard deviation its own.
-        channels: densities that each crystal is seen in (see :mod:`ecdlib.valence`); each has two groups of its own.
+        channels: densities that each crystal is seen in (see :mod:`valence`); each has two groups of its own.
     """
 
     def __init__(self, n_components: int = 25, log_target: bool = False, channels: int = 1):

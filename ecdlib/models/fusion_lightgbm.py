@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from ecdlib.density import Floats
+from ecdlib.density.core import Floats
 
 #: What LightGBM takes where nothing was tuned, and what the search does not touch.
 FIXED = {

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecdlib.correlations import cubic_orbits
+from ecdlib.features.autocorrelation import cubic_orbits
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecdlib.correlations import cubic_orbits
+from ecdlib.features.autocorrelation import cubic_orbits
 from ecdlib.models.lean_cnn import ARCHITECTURES, whitening
 
 
@@ -125,7 +125,7 @@ class OctahedralCNN(nn.Module):
     """A lean CNN (Table 1) with octahedral kernels; Model A has 11,641 parameters instead of 80,825.
 
     For autocorrelations of Laue class m-3m; those of m-3 (space groups 195-206) enter averaged over the 48
-    orientations (:func:`ecdlib.correlations.cubic_average`).
+    orientations (:func:`cubic_average`).
 
     Args:
         architecture: name in :data:`ecdlib.models.lean_cnn.ARCHITECTURES`.
@@ -193,7 +193,7 @@ class OctahedralCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Distinct values ``(batch, k)`` or ``(batch, in, k)`` -> ``(batch, targets)``.
 
-        The values are those of :func:`ecdlib.correlations.cubic_average` (k = 3,276 for a grid of 51). A whole grid
+        The values are those of :func:`cubic_average` (k = 3,276 for a grid of 51). A whole grid
         ``(batch, in, size, size, size)`` is convolved in the ordinary way and gives the same.
         """
         if x.ndim == 5:

@@ -8,7 +8,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from ecdlib.density import Floats
+from ecdlib.density.core import Floats
 
 
 def _flat(X: Floats) -> Floats:

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 from sklearn.tree import DecisionTreeRegressor
 
-from ecdlib.density import Floats
+from ecdlib.density.core import Floats
 
 #: The paper's six features.
 SIX_FEATURES = (

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, bundled files, the cache, provenance, workers."""

@@ -1,0 +1,107 @@
+"""Work on processes of this machine or on a Dask cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import note_read, recording
+
+Result = TypeVar("Result")
+#: What numpy and torch read when they are imported.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    os.environ.update(ONE_THREAD)
+
+
+def _recorded(work: Callable[..., Result], *arguments: Any) -> tuple[Result, dict[str, str]]:
+    """A result with the bundled files that were read for it."""
+    with recording() as reads:
+        return work(*arguments), reads
+
+
+def _noted(answer: tuple[Result, dict[str, str]]) -> Result:
+    """The result; this process notes what was read."""
+    note_read(answer[1])
+    return answer[0]
+
+
+def in_processes(
+    work: Callable[..., Result], calls: Sequence[tuple[Any, ...]], workers: int
+) -> Iterator[tuple[int, Result]]:
+    """Number of the call and ``work(*call)`` as they complete, on fresh processes with one thread each.
+
+    A single worker or call is this process itself. A script that uses more must guard what it does itself by
+    ``if __name__ == "__main__"``.
+    """
+    if workers == 1 or len(calls) < 2:
+        yield from ((i, work(*call)) for i, call in enumerate(calls))
+        return
+    pool = ProcessPoolExecutor(min(workers, len(calls)), multiprocessing.get_context("spawn"), _one_thread)
+    try:
+        running = {pool.submit(_recorded, work, *call): i for i, call in enumerate(calls)}
+        for future in as_completed(running):
+            yield running[future], _noted(future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def map_chunks(
+    work: Callable[..., Result], chunks: Iterable[Any], *arguments: Any, scheduler: str | None, workers: int
+) -> Iterator[Result]:
+    """``work(chunk, *arguments)`` of all chunks as they complete; at most three per worker are under way.
+
+    Args:
+        work: a function of a module that the workers can import.
+        chunks: taken one after the other as workers become free, so that they can be made on the way.
+        scheduler: address of a Dask scheduler; None: processes on this machine, with one thread each.
+        workers: local processes; one without a scheduler is this process itself.
+
+    Raises:
+        EcdError: no answer from the scheduler.
+    """
+    if workers == 1 and scheduler is None:
+        yield from (work(chunk, *arguments) for chunk in chunks)
+        return
+    import dask
+    from distributed import Client, LocalCluster
+    from distributed import as_completed as completed
+
+    dask.config.set(
+        {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.nanny.pre-spawn-environ": ONE_THREAD}
+    )
+    cluster = None
+    if scheduler is None:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
+    try:
+        client = Client(cluster if cluster is not None else scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise EcdError(
+            scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`, or leave the option out."
+        ) from error
+    try:
+        waiting = iter(chunks)
+        window = max(3 * len(client.scheduler_info(n_workers=-1)["workers"]), 3)
+        first = [chunk for _, chunk in zip(range(window), waiting, strict=False)]
+        running = completed([client.submit(_recorded, work, chunk, *arguments, pure=False) for chunk in first])
+        for future in running:
+            yield _noted(future.result())
+            future.release()
+            for chunk in waiting:
+                running.add(client.submit(_recorded, work, chunk, *arguments, pure=False))
+                break
+    finally:
+        client.close()
+        if cluster is not None:
+            cluster.close()

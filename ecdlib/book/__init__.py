@@ -1,0 +1,1 @@
+"""The book: parameters of notebooks, their runs, artifacts, pages."""

@@ -1,0 +1,192 @@
+"""Building the book: execute the notebooks, generate the scoreboard page, run Jupyter Book."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import ROOT
+from ecdlib.book import parameters
+from ecdlib.book.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
+from ecdlib.book.parameters import NOTEBOOKS, Profile
+from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
+from ecdlib.course.pages import questions_html, write_pages, write_slides
+
+PAGES = ROOT / "book" / "executed"
+
+
+def build_book(
+    profile: Profile = "quick", *, kernel: str | None = None, force: bool = False, solutions: bool = False
+) -> Path:
+    """Execute all notebooks (those whose cached run is current are taken as they are) and build the HTML.
+
+    Finished runs with other parameters become pages beneath their original; those made from older sources are left
+    out with a notice.
+
+    Args:
+        solutions: also pages with the solutions of the course's exercises.
+
+    Returns:
+        Path of the front page.
+
+    Raises:
+        EcdError: a notebook failed, or Jupyter Book gave warnings (they count as errors).
+    """
+    started = time.monotonic()
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True)
+    for number, notebook in enumerate(NOTEBOOKS, 1):
+        values = parameters.resolve(notebook, {}, profile)
+        print(f"[{number}/{len(NOTEBOOKS)}] {notebook} ({profile})", end=" ", flush=True)
+        begun = time.monotonic()
+        folder, cached = execute(notebook, values, kernel=kernel, force=force)
+        print("unchanged" if cached else f"executed in {time.monotonic() - begun:.0f} s", flush=True)
+        _page(folder, notebook, questions=questions_html(notebook))
+    beneath: dict[str, list[str]] = {}
+    for notebook, values, folder, current in finished_runs():
+        if not parameters.changed(notebook, values) and values.profile == profile:
+            continue
+        if not current:
+            print(f"left out: {folder.name} was made from older sources; run it again to show it")
+            continue
+        name = folder.name if folder.name != notebook else f"{notebook}--{values.profile}"
+        _page(folder, name, variant=name.removeprefix(f"{notebook}--").replace("--", ", "))
+        beneath.setdefault(notebook, []).append(name)
+    (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
+    beneath |= write_pages(PAGES, solutions)
+    _assets()
+    write_slides(BUILD / "assets" / "slides", lambda page: PAGES / f"{page}.ipynb")
+    print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
+    for product in ("html", ".doctrees"):  # a page that is gone must go, and a warning must come again
+        shutil.rmtree(BUILD / product, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT), "--path-output", str(ROOT)]
+    command += ["--toc", str(_contents(beneath)), "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    log = BUILD / "book.log"
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
+        print("\n".join(lines[:20]))
+        raise EcdError("book", f"Jupyter Book gave {len(lines)} warnings or errors", f"See {log.relative_to(ROOT)}.")
+    print(f"book built in {time.monotonic() - started:.0f} s")
+    return BUILD / "html" / "index.html"
+
+
+def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> None:
+    """Copy an executed notebook to where the book takes its pages from.
+
+    Args:
+        variant: goes into its title.
+        questions: go to its end.
+    """
+    nb = nbformat.read(folder / "executed.ipynb", as_version=4)
+    if variant:
+        first = next(cell for cell in nb.cells if cell.cell_type == "markdown")
+        head, _, rest = first.source.partition("\n")
+        first.source = f"{head} — {variant}\n{rest}"
+        for cell in nb.cells:  # targets belong to the original page
+            if cell.cell_type == "markdown":
+                cell.source = re.sub(r"^\([\w-]+\)=$", "", cell.source, flags=re.MULTILINE)
+            cell.metadata.get("mystnb", {}).get("figure", {}).pop("name", None)
+    for cell in nb.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):  # the table of parameters shows them
+            cell.metadata["tags"].append("remove-input")
+    if questions:
+        nb.cells.append(nbformat.v4.new_markdown_cell(questions))
+    nbformat.write(nb, PAGES / f"{name}.ipynb")
+
+
+def _assets() -> None:
+    """Put plotly.js where ``_config.yml`` lists it among the static files: the book needs no network."""
+    target = BUILD / "assets" / "plotly.min.js"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(str(files("plotly") / "package_data" / "plotly.min.js"), target)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx extension (see ``_config.yml``): only pages with interactive figures load plotly.js."""
+
+    def load_plotly(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+        if "plotly-graph-div" in context.get("body", ""):
+            app.add_js_file("plotly.min.js", priority=100)  # before the figures' own scripts
+
+    app.connect("html-page-context", load_plotly)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _contents(beneath: dict[str, list[str]]) -> Path:
+    """``_toc.yml`` with variant pages beneath their originals and exercises beneath their sessions."""
+    toc: dict[str, Any] = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    for part in toc["parts"]:
+        for chapter in part["chapters"]:
+            pages = beneath.get(Path(chapter["file"]).name, [])
+            if pages:
+                chapter["sections"] = [{"file": f"book/executed/{page}"} for page in pages]
+    path = BUILD / "_toc.yml"
+    path.write_text(yaml.safe_dump(toc, sort_keys=False))
+    return path
+
+
+def scoreboard_page(rows: list[dict[str, Any]]) -> str:
+    """The scoreboard as a MyST page: counts for each paper, then one table per paper."""
+    text = [
+        "# Scoreboard",
+        "",
+        "Every figure, table, quoted number and claim of the three papers, what they report and what this book gets; "
+        "then the aims of this book beyond them. "
+        "This page is generated from the results that the notebooks write; nothing in it is typed by hand.",
+        "",
+        "- **reproduced**: every reported number is met within the tolerance, and every check made by code holds.",
+        "- **partly**: some hold, or the picture is the same on other crystals.",
+        "- **differs**: none holds; the reason stands beside.",
+        "- **not possible here**: needs data or machines that this book does not have; the reason stands beside.",
+        "- **reached** / **partly reached** / **not reached**: the same for aims of this book beyond the papers.",
+        f"- **{NOT_RUN}** / **{NOT_BUILT}**: a notebook for it exists but has not run / does not exist yet.",
+        "",
+    ]
+    printed = [row for row in rows if row["paper"] != "beyond"]
+    total = Counter(row["verdict"] for row in printed)
+    text += [f"Of {len(printed)} artifacts: {', '.join(f'**{n}** {v}' for v, n in total.most_common())}.", ""]
+    for paper, title in PAPERS.items():
+        own = [row for row in rows if row["paper"] == paper]
+        counts = Counter(verdict_words(paper, row["verdict"]) for row in own)
+        what, reported = ("aims", "aim") if paper == "beyond" else ("artifacts", "reported")
+        text += [f"## {title}", "", f"{len(own)} {what}: {', '.join(f'{n} {v}' for v, n in counts.items())}.", ""]
+        heads = "".join(f"<th>{h}</th>" for h in ("artifact", reported, "here", "verdict", "made by"))
+        text += [f"<table class='ecd-scoreboard'><thead><tr>{heads}</tr></thead><tbody>"]
+        for row in own:
+            made = row["provenance"]
+            verdict = verdict_words(paper, row["verdict"]) + (" (older sources)" if row["stale"] else "")
+            verdict += " (tiny profile: means nothing)" if made and made["parameters"]["profile"] == "tiny" else ""
+            note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
+            by = ""
+            if made:
+                data = ", ".join(f"{name} {digest}" for name, digest in made["data"].items() if name.endswith(".h5"))
+                versions = ", ".join(f"{name} {v}" for name, v in made["versions"].items())
+                facts = f"{made['parameters']['profile']} profile, seed {made['parameters']['seed']}; "
+                facts += f"{made['device']}, {made['seconds']} s, {made['date']}; commit {made['commit']}; "
+                facts += f"{data}; {versions}"
+                by = f"<a href='{made['notebook']}.html'>{made['notebook']}</a>"
+                by += f"<details><summary>provenance</summary>{html.escape(facts)}</details>"
+            tolerance = f"<br><small>tolerance {row['tolerance']:.3g}</small>" if row["tolerance"] is not None else ""
+            text.append(
+                f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"
+                f"<small><code>{row['id']}</code></small>{note}</td><td>{html.escape(row['reported'])} "
+                f"{html.escape(row['unit'])}{tolerance}</td><td>{html.escape(show(row['ours']))}</td>"
+                f"<td><b style='color:{COLOURS.get(row['verdict'], GREY)}'>{verdict}</b><br>"
+                f"<small>{html.escape(explain(row))}</small></td><td>{by}</td></tr>"
+            )
+        text += ["</tbody></table>", ""]
+    return "\n".join(text)

@@ -1,0 +1,485 @@
+"""One typed schema for each notebook: its parameters with units, limits and presets.
+
+A new page is a new notebook plus one class here, listed in :data:`NOTEBOOKS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ecdlib.base.errors import EcdError
+
+Profile = Literal["tiny", "quick", "full"]
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("must be odd, with r = 0 in the centre")
+    return size
+
+
+def _bundled(name: str) -> str:
+    from ecdlib.density.store import load_densities
+
+    if name not in load_densities("cubic") and name not in load_densities("general"):
+        raise ValueError("is no bundled crystal; `ecd data` lists them")
+    return name
+
+
+def _pair(name: str) -> str:
+    from ecdlib.density.store import load_densities
+
+    if name not in load_densities("pairs"):
+        raise ValueError(f"is no pair; there are {', '.join(load_densities('pairs').names)}")
+    return name
+
+
+def _subset(crystals: int) -> int:
+    if 0 < crystals < 60:
+        raise ValueError("is too few to train and test on: take 0 for all, or at least 60")
+    return crystals
+
+
+def _density(file: str) -> str:
+    from ecdlib.base.resources import ROOT
+    from ecdlib.density.store import load_densities
+
+    if Path(file).is_file() and not (ROOT / file).is_file():
+        return str(Path(file).resolve())  # notebooks run in another folder
+    plain = file.split("::")[0]
+    found = (ROOT / plain).is_file() or Path(plain).is_file()
+    if not (found or file in load_densities("cubic") or file in load_densities("general")):
+        raise ValueError("is neither a file nor the name of a bundled crystal")
+    return file
+
+
+def _table(file: str) -> str:
+    if file == "shipped":
+        return file
+    if not Path(file).is_file():
+        raise ValueError("is no file; make one with `ecd screen`, or take 'shipped'")
+    return str(Path(file).resolve())  # notebooks run in another folder
+
+
+Target = Literal[
+    "all",
+    "bulk_modulus",
+    "youngs_modulus",
+    "shear_modulus",
+    "cohesive_energy",
+    "debye_temperature",
+    "formation_energy",
+]
+Size = Annotated[int, AfterValidator(_odd)]
+Channels = Annotated[Literal[8, 16, 32], BeforeValidator(int)]  # the command line gives text
+Degree = Annotated[Literal[2, 4], BeforeValidator(int)]
+Subset = Annotated[int, AfterValidator(_subset)]
+Table = Annotated[str, AfterValidator(_table)]
+Density = Annotated[str, AfterValidator(_density)]
+Crystal = Annotated[str, AfterValidator(_bundled)]
+PairName = Annotated[str, AfterValidator(_pair)]
+
+
+class Parameters(BaseModel):
+    """Base of all schemas. The defaults are the ``quick`` preset; ``full`` holds what the papers' settings change,
+    ``tiny`` what makes a run fit into the tests (its results mean nothing)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    full: ClassVar[dict[str, Any]] = {}
+    tiny: ClassVar[dict[str, Any]] = {}
+
+    profile: Profile = Field("quick", description="preset these values started from")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where torch models run")
+    seed: int = Field(0, ge=0, description="of every random choice")
+
+
+class DatasetParameters(Parameters):
+    """The dataset: what is in it, beside the paper's."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sample": 2}
+
+    bins: int = Field(30, ge=5, le=200, description="bins of the histograms")
+    sample: int = Field(10, ge=1, le=100, description="crystals written as CHGCAR to compare file sizes")
+
+
+class PreprocessingParameters(Parameters):
+    """From the primitive to the conventional cell, and no negative charge."""
+
+    tiny: ClassVar[dict[str, Any]] = {"crystals": 40}
+
+    fcc_example: Crystal = Field("NaCl_225", description="crystal shown for the change of cell")
+    negative_example: Crystal = Field("BaTiO3_221", description="crystal shown for the negative charge")
+    crystals: int = Field(0, ge=0, description="random subset of all bundled crystals; 0: all")
+
+
+class FeaturesParameters(Parameters):
+    """Autocorrelations on the standard grid."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sample": 3}
+
+    example: Crystal = Field("Fe3SnC_221", description="crystal shown")
+    size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
+    sample: int = Field(40, ge=2, le=892, description="crystals on which the order of interpolation is compared")
+
+
+class ArchitecturesParameters(Parameters):
+    """Lean networks: their parameters, and the symmetry of the cube."""
+
+    tiny: ClassVar[dict[str, Any]] = {"batch": 1}
+
+    architecture: Literal["A", "B", "C"] = Field("A", description="network of Table 1 that is drawn and timed")
+    batch: int = Field(8, ge=1, le=500, description="crystals in the batch that is timed")
+
+
+class TrainingParameters(Parameters):
+    """Training a model: losses, splits, and what helps the optimizer."""
+
+    full: ClassVar[dict[str, Any]] = {"epochs": 650, "first_cycle": 50}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 2, "crystals": 60, "size": 19, "voxel": 0.5}
+
+    model: Literal[
+        "lean-a",
+        "lean-b",
+        "lean-c",
+        "octahedral-a",
+        "octahedral-b",
+        "octahedral-c",
+        "lean-a-density",
+        "zhao",
+        "mirzaee",
+        "pca-gpr",
+        "density-gpr",
+        "magpie-forest",
+    ] = Field("octahedral-a", description="what is trained")
+    target: Literal["bulk_modulus", "total_energy", "both"] = Field(
+        "bulk_modulus", description="what it learns; both at once for Models C"
+    )
+    protocol: Literal["split", "9-fold", "10-fold"] = Field(
+        "split",
+        description="split: nine tenths train, one tests; 9-fold: and cross-validation within the nine tenths; "
+        "10-fold: and over all crystals",
+    )
+    epochs: int = Field(20, ge=1, le=100_000, description="passes over the training crystals; the paper takes 650")
+    batch_size: int = Field(50, ge=1, description="crystals in a step")
+    learning_rate: float = Field(5e-3, gt=0, description="initial, of Adam")
+    first_cycle: int = Field(20, ge=1, description="epochs until the first warm restart")
+    cycle_growth: int = Field(3, ge=1, description="each cycle is that much longer than the one before")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability")
+    precondition: bool = Field(True, description="whiten the input of the first layer, for networks that can")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the convolutions")
+    size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
+    grid: int = Field(24, ge=8, le=128, description="edge of the common grid for models that read the density itself")
+    convention: Literal["computed", "portable"] = Field(
+        "computed",
+        description="the density as computed, or what every code gives: smoothed in one convention and, as a second "
+        "channel, its chemical valence",
+    )
+    augment: bool = Field(False, description="train also on the pairs' densities of the other valence, converted")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+
+    @property
+    def channels(self) -> int:
+        """Densities that each crystal is seen in."""
+        return 2 if self.convention == "portable" else 1
+
+
+class LeanResultsParameters(Parameters):
+    """Results of the lean networks: Tables 2 and 3, Figs 5 and 6."""
+
+    full: ClassVar[dict[str, Any]] = {"epochs": 650}
+    tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "epochs": 1, "crystals": 150}
+
+    sizes: int = Field(5, ge=2, le=20, description="points of the learning curves")
+    epochs: int = Field(25, ge=1, description="of the network's learning curve, over all training crystals")
+    crystals: Subset = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
+
+
+class BeyondParameters(Parameters):
+    """The best model here: what it adds, and how it was chosen."""
+
+    full: ClassVar[dict[str, Any]] = {"folds": 10}
+    tiny: ClassVar[dict[str, Any]] = {"folds": 2, "crystals": 60}
+
+    folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each step")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+
+
+class AttentionParameters(Parameters):
+    """What the network looks at: occlusion and gradients."""
+
+    tiny: ClassVar[dict[str, Any]] = {"shell": 2.0, "crystals": 150}
+
+    shell: float = Field(0.5, gt=0.1, le=5, description="width of the shells of distance that are hidden, Å")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+
+
+class OwnCrystalParameters(Parameters):
+    """Your own crystal: from a density to a prediction."""
+
+    file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
+
+
+class AnyCodeParameters(Parameters):
+    """One crystal, many densities: valence conventions and the way between them."""
+
+    full: ClassVar[dict[str, Any]] = {"folds": 10}
+    tiny: ClassVar[dict[str, Any]] = {"pairs": 12, "folds": 2, "crystals": 60}
+
+    example: PairName = Field("NaI_225", description="crystal shown step by step, one of the pairs")
+    smoothing: float = Field(0.3, ge=0.1, le=1, description="standard deviation of the Gaussian that smooths, Å")
+    pairs: int = Field(0, ge=0, description="pairs that are compared, evenly chosen; 0: all")
+    folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each channel")
+    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals for it; 0: all")
+
+
+class FusionDataParameters(Parameters):
+    """Labels of 6,059 crystals: crystal systems, distributions, what the energies mean."""
+
+    bins: int = Field(40, ge=5, le=200, description="bins of the histograms")
+
+
+class CostParameters(Parameters):
+    """What a prediction saves: elastic constants from strained cells, counted and timed."""
+
+    degree: Degree = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
+
+
+class AutoencoderParameters(Parameters):
+    """The autoencoder: training, reconstruction, latent sizes."""
+
+    full: ClassVar[dict[str, Any]] = {"edge": 128, "epochs": 60, "batch_size": 4}
+    tiny: ClassVar[dict[str, Any]] = {"edge": 16, "epochs": 1, "crystals": 60}
+
+    route: Literal["periodic", "padded"] = Field(
+        "periodic",
+        description="how densities come to one grid; periodic: conventional cell, resampled, circular padding; "
+        "padded: as published, voxels in a corner of a grid of zeros, zero padding",
+    )
+    channels: Channels = Field(16, description="of the latent, which has this edge where the grid has 128")
+    edge: int = Field(32, ge=16, le=128, multiple_of=16, description="voxels along each axis of the common grid")
+    batch_norm: bool = Field(True, description="batch normalization after each block")
+    dropout: float = Field(0.05, ge=0, lt=1, description="probability, after each block")
+    epochs: int = Field(2, ge=1, le=100_000, description="passes over the training crystals, unless stopped early")
+    batch_size: int = Field(16, ge=2, description="crystals in a step")
+    learning_rate: float = Field(1e-3, gt=0, description="initial, of Adam")
+    patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
+    crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
+
+
+class FusionParameters(Parameters):
+    """Latents joined with composition: Table 1, parity, what counts, and what the protocol does."""
+
+    full: ClassVar[dict[str, Any]] = {"model": "lightgbm", "inputs": "latent+magpie", "trials": 50}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 1}
+
+    model: Literal["lightgbm", "attention"] = Field("lightgbm", description="gradient-boosted trees, or the network")
+    inputs: Literal[
+        "magpie", "latent", "latent+magpie", "pooled", "pooled+magpie", "correlations", "correlations+magpie"
+    ] = Field(
+        "magpie",
+        description="magpie: composition; latent: all values of the autoencoder's latent; pooled: their mean, "
+        "deviation and maximum over positions; correlations: 2-point and 1-point statistics of the density",
+    )
+    autoencoder: str = Field("periodic-16", description="that makes the latents: a shipped one, or a file")
+    crystals: Literal["densities", "all"] = Field(
+        "densities", description="the crystals with a density here, or all labelled ones (inputs=magpie)"
+    )
+    target: Target = Field("bulk_modulus", description="what is learned")
+    protocol: Literal["leak-free", "drop-outliers", "fit-on-all", "as-published"] = Field(
+        "leak-free",
+        description="drop-outliers: of the target, before splitting; fit-on-all: scaling and principal components "
+        "fitted on all rows; as-published: both",
+    )
+    cross_validate: bool = Field(True, description="five-fold cross-validation beside the published split")
+    components: int = Field(512, ge=1, description="principal components of the latents, for the trees")
+    trials: int = Field(0, ge=0, description="of the search for hyperparameters in each fit; 0: fixed ones")
+    epochs: int = Field(60, ge=1, description="at most, of the network")
+
+
+class LatentDatabaseParameters(Parameters):
+    """The latent database: how small, how exact, and how to use it."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sample": 2}
+
+    crystal: Crystal = Field("Fe3SnC_221", description="crystal that is decoded and shown")
+    sample: int = Field(12, ge=2, le=200, description="crystals whose file sizes and errors are compared")
+
+
+class RobustnessParameters(Parameters):
+    """One crystal, many descriptions: rotations, origins, supercells."""
+
+    tiny: ClassVar[dict[str, Any]] = {"sample": 2}
+
+    sample: int = Field(12, ge=2, le=100, description="test crystals that are described in several ways")
+
+
+class TenLinesParameters(Parameters):
+    """Charge density in ten lines: file, picture, latent, property."""
+
+    file: Density = Field("data/vasp/CHGCAR.NaCl.gz", description="density: a file, or the name of a bundled crystal")
+
+
+class ElasticQuantitiesParameters(Parameters):
+    """Two moduli, seven quantities: sound, Poisson, Pugh, Debye, and the errors in print."""
+
+    crystal: Crystal = Field("TiN_225", description="crystal that is taken through the formulas and marked on the map")
+    log10_std: float = Field(
+        0.1, gt=0, le=0.3, description="standard deviation of log10 K and log10 G whose reach is shown"
+    )
+
+
+class CgcnnParameters(Parameters):
+    """Crystal graph network: official folds, ensemble, uncertainty."""
+
+    full: ClassVar[dict[str, Any]] = {"epochs": 100, "members": 4, "folds": "all"}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 1, "sample": 150}
+
+    model: Literal["cgcnn", "random-forest", "xgboost", "svr", "gradient-boosting", "decision-tree"] = Field(
+        "cgcnn", description="the crystal graph network, or one of five models on six features"
+    )
+    crystals: Literal["matbench", "matbench-official", "fusion"] = Field(
+        "matbench",
+        description="matbench: its entries that have a structure here, official folds; matbench-official: all of "
+        "them, from the network; fusion: the 6,059 crystals of LatentMatFusion, published split",
+    )
+    target: Target = Field("all", description="what is learned; all: one network with several outputs")
+    folds: Literal["first", "all"] = Field("first", description="folds that are trained and tested")
+    members: int = Field(1, ge=1, le=100, description="networks of the ensemble in each fold")
+    ties: bool = Field(True, description="keep the last shell of neighbours whole; False: cut it at twelve")
+    distinct: bool = Field(True, description="one atom of each kind by symmetry, if ties is true; False: all atoms")
+    epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
+    batch_size: int = Field(64, ge=2, description="crystals in a step")
+    learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of the training crystals that choose the epoch")
+    sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
+
+
+class ScreeningParameters(Parameters):
+    """Screening: hypothetical crystals, what they are, G against K."""
+
+    full: ClassVar[dict[str, Any]] = {"sample": 80_000}
+    tiny: ClassVar[dict[str, Any]] = {"sample": 60}
+
+    sample: int = Field(1000, ge=50, le=80_000, description="hypothetical crystals that are predicted on the page")
+    table: Table = Field("shipped", description="table that is shown: a file of `ecd screen`, or the shipped one")
+
+
+class CandidatesParameters(Parameters):
+    """Stiffest, most ductile, slowest: what one may believe of such lists."""
+
+    table: Table = Field("shipped", description="table that is sorted: a file of `ecd screen`, or the shipped one")
+    top: int = Field(12, ge=3, le=100, description="rows of each list; lists that are judged are ten times as long")
+
+
+class BaselineParameters(Parameters):
+    """Principal components + Gaussian process: a first prediction."""
+
+    tiny: ClassVar[dict[str, Any]] = {"size": 21, "n_components": 10, "folds": 3, "crystals": 60}
+
+    size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
+    voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
+    n_components: int = Field(25, ge=1, le=200, description="principal components kept")
+    folds: int = Field(10, ge=2, le=100, description="folds of the cross-validation")
+    crystals: int = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
+
+
+#: Schema of each notebook, in the order of the book.
+NOTEBOOKS: dict[str, type[Parameters]] = {
+    "dataset": DatasetParameters,
+    "preprocessing": PreprocessingParameters,
+    "features": FeaturesParameters,
+    "baseline": BaselineParameters,
+    "architectures": ArchitecturesParameters,
+    "training": TrainingParameters,
+    "lean_results": LeanResultsParameters,
+    "beyond": BeyondParameters,
+    "attention": AttentionParameters,
+    "own_crystal": OwnCrystalParameters,
+    "any_code": AnyCodeParameters,
+    "fusion_data": FusionDataParameters,
+    "autoencoder": AutoencoderParameters,
+    "latent_database": LatentDatabaseParameters,
+    "fusion": FusionParameters,
+    "robustness": RobustnessParameters,
+    "cost": CostParameters,
+    "ten_lines": TenLinesParameters,
+    "cgcnn": CgcnnParameters,
+    "elastic_quantities": ElasticQuantitiesParameters,
+    "screening": ScreeningParameters,
+    "candidates": CandidatesParameters,
+}
+
+
+def schema(notebook: str) -> type[Parameters]:
+    """Schema of a notebook.
+
+    Raises:
+        EcdError: no notebook of that name.
+    """
+    if notebook not in NOTEBOOKS:
+        raise EcdError(notebook, "no such notebook", f"There are: {', '.join(NOTEBOOKS)}.")
+    return NOTEBOOKS[notebook]
+
+
+def resolve(notebook: str, given: Mapping[str, Any], profile: Profile = "quick") -> Parameters:
+    """Validated parameters: the preset of ``profile``, overridden by ``given`` (text is converted to its type).
+
+    Raises:
+        EcdError: an unknown name, or a value of the wrong type or out of range.
+    """
+    kind = schema(notebook)
+    preset = {"profile": profile} | {"full": kind.full, "tiny": kind.tiny}.get(profile, {})
+    try:
+        return kind(**{**preset, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            problem, remedy = f"unknown parameter '{name}'", f"Parameters are: {', '.join(kind.model_fields)}."
+        else:
+            problem = f"parameter {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+            remedy = f"It means: {kind.model_fields[name].description} (default {kind.model_fields[name].default!r})."
+        raise EcdError(f"notebook '{notebook}'", problem, remedy) from error
+
+
+def changed(notebook: str, parameters: Parameters) -> dict[str, Any]:
+    """What differs from the preset of the parameters' profile."""
+    preset = resolve(notebook, {}, parameters.profile).model_dump()
+    return {key: value for key, value in parameters.model_dump().items() if value != preset[key]}
+
+
+def slug(notebook: str, parameters: Parameters) -> str:
+    """Name of a run and its page: the notebook's, then the profile if it is not ``quick``, then what was changed."""
+    parts = [notebook] + ([parameters.profile] if parameters.profile != "quick" else [])
+    parts += [f"{key}-{value}" for key, value in changed(notebook, parameters).items()]
+    plain = [re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts]
+    if plain != parts:  # names that differ only in what a file name cannot hold stay apart
+        plain.append(hashlib.sha256("".join(parts).encode()).hexdigest()[:6])
+    return "--".join(plain)
+
+
+def describe(notebook: str) -> list[dict[str, str]]:
+    """One row per parameter: name, type, quick and full value, meaning."""
+    kind, rows = schema(notebook), []
+    for name, info in kind.model_fields.items():
+        annotation: Any = info.annotation
+        choices = get_args(annotation)
+        kind_name = " | ".join(map(str, choices)) if choices else getattr(annotation, "__name__", str(annotation))
+        quick = "quick" if name == "profile" else str(info.default)
+        full = "full" if name == "profile" else str(kind.full.get(name, info.default))
+        rows.append({"name": name, "type": kind_name, "quick": quick, "full": full, "meaning": info.description or ""})
+    return rows
+
+
+def title(notebook: str) -> str:
+    """One line on what the notebook is about."""
+    return (inspect.getdoc(schema(notebook)) or "").split("\n")[0]

@@ -1,0 +1,1 @@
+"""Crystals to screen: files, databases, hypothetical ones."""

@@ -1,0 +1,321 @@
+"""Screening: moduli and what follows from them for any number of crystals, in one Parquet table (CGCNN paper, 3.3)."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.provenance import provenance
+from ecdlib.base.resources import data_file, sha256
+from ecdlib.base.workers import available_cores, map_chunks
+from ecdlib.crystals.sources import Candidate, Failure, read_source
+from ecdlib.data.tables import crystal_system
+from ecdlib.density.core import symmetry
+from ecdlib.elastic.moduli import QUANTITIES, elastic_quantities
+from ecdlib.features.graphs import crystal_graph, join
+from ecdlib.learn.elasticity import ElasticityModel, load_elasticity_model
+from ecdlib.models.cgcnn import N_ELEMENTS
+
+CHUNK = 500  #: crystals that a worker takes at once
+NOTE = "screening.json"  #: in the folder of an unfinished run: what it belongs to
+
+#: Columns of the table and their units: those of the paper's Tables A1 and A2 with their uncertainty, and what is known
+#: of the crystal. Atoms, volume and mass are of the primitive cell; ``*_std`` are standard deviations.
+COLUMNS: dict[str, str] = {
+    "id": "",
+    "formula": "",
+    "source": "",
+    "hypothetical": "",
+    "prototype": "",
+    "spacegroup": "",
+    "crystal_system": "",
+    "n_atoms": "atoms in the primitive cell",
+    "density": "g/cm³",
+    "volume": "Å³",
+    "mass": "u",
+    "band_gap": "eV, where known",
+    "bulk_modulus": "GPa",
+    "bulk_modulus_std": "GPa",
+    "shear_modulus": "GPa",
+    "shear_modulus_std": "GPa",
+    **{
+        f"{name}{suffix}": {"v": "m/s", "youngs": "GPa", "debye": "K"}.get(name.split("_")[0], "")
+        for name in QUANTITIES
+        for suffix in ("", "_std")
+    },
+    "unseen_elements": "not among the training crystals",
+    "in_training": "formula and space group are among the training crystals: the deviations are then too large",
+}
+_TYPES = dict.fromkeys(("id", "formula", "source", "prototype", "crystal_system", "unseen_elements"), pa.string())
+_TYPES |= {"hypothetical": pa.bool_(), "in_training": pa.bool_(), "spacegroup": pa.int32(), "n_atoms": pa.int32()}
+SCHEMA = pa.schema([(name, _TYPES.get(name, pa.float32())) for name in COLUMNS])
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What a screening ended with."""
+
+    predicted: int
+    failed: list[str]  #: one line each
+
+
+def describe(candidate: Candidate, found: Any) -> dict[str, Any]:
+    """What the table says of a crystal besides predictions.
+
+    Args:
+        found: its :func:`ecdlib.density.core.symmetry`.
+
+    Raises:
+        EcdError: no symmetry found, elements beyond fermium.
+    """
+    structure = candidate.structure
+    numbers = list(structure.atomic_numbers)
+    if max(numbers) > N_ELEMENTS:
+        raise EcdError(candidate.id, "holds an element beyond fermium", "The network does not know it.")
+    if found is None:
+        raise EcdError(candidate.id, "has no symmetry that could be found", "Check its cell and coordinates.")
+    primitive = len(set(found.mapping_to_primitive)) / len(numbers)
+    return {
+        "id": candidate.id,
+        "formula": structure.composition.reduced_formula,
+        "source": candidate.source,
+        "hypothetical": bool(candidate.info.get("hypothetical", False)),
+        "prototype": str(candidate.info.get("prototype", "")),
+        "spacegroup": int(found.number),
+        "crystal_system": crystal_system(found.number),
+        "n_atoms": round(len(numbers) * primitive),
+        "density": float(structure.density),
+        "volume": structure.volume * primitive,
+        "mass": float(structure.composition.weight) * primitive,
+        "band_gap": candidate.info.get("band_gap"),
+    }
+
+
+def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) -> tuple[pd.DataFrame, list[str]]:
+    """The table of :data:`COLUMNS` for crystals, and one line for each that cannot be used."""
+    rows, graphs, failed = [], [], []
+    for candidate in candidates:
+        try:
+            found = symmetry(candidate.structure)
+            row, graph = describe(candidate, found), crystal_graph(candidate.structure, found=found)
+        except EcdError as error:
+            failed.append(f"{candidate.id}: {error.problem}. {error.remedy}")
+            continue
+        unseen = {e.symbol for e in candidate.structure.composition if e.Z not in model.elements}
+        known = f"{row['formula']}_{row['spacegroup']}" in model.trained_on
+        rows.append({**row, "unseen_elements": " ".join(sorted(unseen)), "in_training": known})
+        graphs.append(graph)
+    if not rows:
+        return SCHEMA.empty_table().to_pandas(), failed
+    table = pd.DataFrame(rows)
+    logs, stds = model.predict(join(graphs))
+    order = [model.targets.index(t) for t in ("bulk_modulus", "shear_modulus")]
+    (K, G), (K_std, G_std) = 10 ** logs[:, order].T, stds[:, order].T
+    table = table.assign(
+        bulk_modulus=K,
+        bulk_modulus_std=K * np.log(10) * K_std,
+        shear_modulus=G,
+        shear_modulus_std=G * np.log(10) * G_std,
+    )
+    more = elastic_quantities(
+        K, G, table["density"], table["n_atoms"], table["volume"], K_std, G_std, model.correlation
+    )
+    return pd.concat([table, more.set_axis(table.index)], axis=1)[list(COLUMNS)], failed
+
+
+@lru_cache(maxsize=1)
+def _model(name: str, digest: str) -> ElasticityModel:
+    """The model, if its file is the one that is meant: a worker elsewhere may have another."""
+    path = Path(name) if name.endswith(".npz") else data_file(f"models/{name}.npz")
+    if sha256(path) != digest:
+        raise EcdError(path, "is another model on a worker", "Give all machines the same checkout or shared folder.")
+    return load_elasticity_model(path)
+
+
+def _work(chunk: tuple[int, list[Candidate]], model: str, digest: str) -> tuple[int, pd.DataFrame, list[str]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return chunk[0], *predict_elasticity(chunk[1], _model(model, digest))
+
+
+def _chunks(
+    crystals: Iterable[Candidate | Failure], parts: Path, failed: list[str]
+) -> Iterator[tuple[int, list[Candidate]]]:
+    """Numbered chunks for the workers, without those that are done; ``failed`` gets a line for each failure."""
+    number, chunk, ids = 0, [], set()
+    for each in chain(crystals, [None]):
+        if isinstance(each, Failure):
+            failed.append(f"{each.id}: {each.message}")
+            continue
+        if each is not None and each.id in ids:
+            failed.append(f"{each.id}: a crystal of this id came before. Screen the sources one by one.")
+            continue
+        if each is not None:
+            ids.add(each.id)
+            chunk.append(each)
+        if chunk and (len(chunk) == CHUNK or each is None):
+            if not (part := parts / f"{number:06d}.parquet").is_file():
+                yield number, chunk
+            elif not set(pq.read_table(part, columns=["id"])["id"].to_pylist()) <= {c.id for c in chunk}:
+                raise EcdError(parts, "holds other crystals: a source has changed since", "Remove it and run again.")
+            number, chunk = number + 1, []
+
+
+def screen(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    model: str = "cgcnn",
+    paper_filter: bool = False,
+    api_key: str | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Screened:
+    """Predict all crystals of the sources and write a Parquet table of :data:`COLUMNS`.
+
+    Crystals are read, predicted and written in chunks, so that memory stays small. Chunks lie in ``<out>.parts`` until
+    all are there; an interrupted run goes on with those that are missing, if its sources have not changed.
+
+    Args:
+        sources: see :func:`ecdlib.crystals.sources.read_source`.
+        out: file to write (``.parquet``).
+        model: ``"cgcnn"``, or a file of ``ecd train-cgcnn --final``.
+        paper_filter: leave out what the paper does (see :func:`ecdlib.crystals.sources.paper_filter`).
+        scheduler: address of a Dask scheduler; by default processes on this machine.
+        workers: local processes, by default one a core.
+
+    Raises:
+        EcdError: a source or model that cannot be used, nothing usable at all, parts of another screening in the way.
+    """
+    if out.is_dir():
+        raise EcdError(out, "is a folder", "Give the name of a file.")
+    model = str(Path(model).resolve()) if model.endswith(".npz") else model
+    path = Path(model) if model.endswith(".npz") else data_file(f"models/{model}.npz")
+    load_elasticity_model(path)  # what is wrong with it is said at once
+    used = sha256(path)
+    _model(model, used)
+    parts = out.with_name(f"{out.name}.parts")
+    made_by = provenance("ecd screen", {"sources": list(sources), "model": used, "paper_filter": paper_filter}, 0)
+    done = _resume(parts, made_by["parameters"] | {"commit": made_by["commit"]})
+    crystals = (each for source in sources for each in read_source(source, api_key=api_key, filter=paper_filter))
+    failed: list[str] = []
+    last = time.monotonic()
+    try:
+        chunks = _chunks(crystals, parts, failed)
+        cores = workers or available_cores()
+        with tqdm(unit=" crystals", desc="Screening", disable=not progress, initial=done * CHUNK) as bar:
+            for number, table, wrong in map_chunks(_work, chunks, model, used, scheduler=scheduler, workers=cores):
+                seconds, last = time.monotonic() - last, time.monotonic()
+                note = {"failed": json.dumps(wrong), "seconds": json.dumps(seconds)}
+                with atomic_write(parts / f"{number:06d}.parquet") as temporary:
+                    rows = pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False)
+                    pq.write_table(rows.replace_schema_metadata(note), temporary, compression="zstd")
+                bar.update(len(table))
+        files = sorted(parts.glob("[0-9]*.parquet"))
+        notes = [pq.read_schema(file).metadata for file in files]
+        failed += [line for note in notes for line in json.loads(note[b"failed"])]
+        if not sum(pq.read_metadata(file).num_rows for file in files):
+            raise EcdError(", ".join(sources), "no usable crystal", failed[0] if failed else "Give at least one.")
+    except EcdError:
+        if not any(pq.read_metadata(file).num_rows for file in parts.glob("[0-9]*.parquet")):
+            _remove(parts)
+        raise
+    made_by["seconds"] = round(sum(json.loads(note[b"seconds"]) for note in notes), 1)
+    made_by["device"] = f"Dask cluster at {scheduler}" if scheduler else f"CPU, {cores} processes"
+    metadata = {"columns": json.dumps(COLUMNS), "provenance": json.dumps(made_by)}
+    predicted = 0
+    with (
+        atomic_write(out) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata), compression="zstd") as writer,
+    ):
+        for file in files:
+            rows = pq.read_table(file, schema=SCHEMA).replace_schema_metadata(metadata)
+            writer.write_table(rows)
+            predicted += rows.num_rows
+    _remove(parts)
+    return Screened(predicted, failed)
+
+
+def _resume(parts: Path, label: dict[str, Any]) -> int:
+    """How many chunks an interrupted run has left."""
+    note = parts / NOTE
+    if not note.is_file():
+        if parts.exists() and (not parts.is_dir() or any(parts.iterdir())):
+            raise EcdError(
+                parts, "is in the way: it is no folder of an interrupted run", "Move it, or take another -o."
+            )
+        with atomic_write(note) as temporary:
+            temporary.write_text(json.dumps(label))
+        return 0
+    try:
+        found = json.loads(note.read_text())
+    except ValueError as error:
+        raise EcdError(parts, "is left from an interrupted run and damaged", "Remove it and run again.") from error
+    if found != label:
+        raise EcdError(parts, "holds an interrupted run of other sources, model or version", "Remove it, or repeat it.")
+    return len(list(parts.glob("[0-9]*.parquet")))
+
+
+def _remove(parts: Path) -> None:
+    """Remove what a run has put into its folder."""
+    for file in [*parts.glob("[0-9]*.parquet"), parts / NOTE]:
+        file.unlink()
+    parts.rmdir()
+
+
+def load_screened(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table that :func:`screen` wrote, and its provenance.
+
+    Raises:
+        EcdError: missing file, or no such table.
+    """
+    try:
+        table = pq.read_table(path)
+        made_by = json.loads(table.schema.metadata[b"provenance"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise EcdError(
+            path, "is no table of `ecd screen`", "Make it with `ecd screen SOURCE -o FILE.parquet`."
+        ) from error
+    return table.to_pandas(), made_by
+
+
+def shipped_screening() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The 80,000 hypothetical crystals that ship with the project, and their provenance (see :func:`compact`)."""
+    return load_screened(data_file("screening/hypothetical.parquet"))
+
+
+#: What :func:`compact` keeps; the rest follows from it (see :func:`ecdlib.elastic.moduli.elastic_quantities`).
+KEPT: tuple[str, ...] = ("id", "formula", "prototype", "crystal_system", "spacegroup", "n_atoms", "density", "volume")
+KEPT += ("bulk_modulus", "bulk_modulus_std", "shear_modulus", "shear_modulus_std", "unseen_elements")
+
+
+def compact(table: str | Path, out: Path) -> None:
+    """Write the columns :data:`KEPT` of a table of :func:`screen`, numbers to four digits: a tenth of its size.
+
+    Raises:
+        EcdError: see :func:`load_screened`.
+    """
+    rows, made_by = load_screened(table)
+    rows = rows[list(KEPT)]
+    for name in rows.columns[rows.dtypes == np.float32]:
+        exponent = np.floor(np.log10(np.abs(rows[name].astype(float))))
+        rows[name] = (np.round(rows[name].astype(float) / 10**exponent, 3) * 10**exponent).astype(np.float32)
+    schema = pa.schema([SCHEMA.field(name) for name in KEPT]).with_metadata({"provenance": json.dumps(made_by)})
+    with atomic_write(out) as temporary:
+        kept = pa.Table.from_pandas(rows, schema=schema, preserve_index=False).replace_schema_metadata(schema.metadata)
+        pq.write_table(kept, temporary, compression="zstd", compression_level=19)

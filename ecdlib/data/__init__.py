@@ -1,0 +1,1 @@
+"""Bundled tables and the one list of properties."""

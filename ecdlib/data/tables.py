@@ -1,0 +1,71 @@
+"""Tables that ship with the project: crystals, labels, structures."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pymatgen.core import Structure
+
+from ecdlib.base.resources import data_file, read_once
+from ecdlib.density.store import load_densities
+
+#: Crystal systems from low to high symmetry, and the last space group of each.
+SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+LAST_GROUPS = (2, 15, 74, 142, 167, 194, 230)
+
+
+def crystal_system(spacegroup: int) -> str:
+    """Of a space group number.
+
+    >>> [crystal_system(n) for n in (2, 15, 74, 142, 167, 194, 230)]
+    ['triclinic', 'monoclinic', 'orthorhombic', 'tetragonal', 'trigonal', 'hexagonal', 'cubic']
+    """
+    return SYSTEMS[int(np.searchsorted(LAST_GROUPS, spacegroup))]
+
+
+def load_crystals() -> pd.DataFrame:
+    """Labels of 6,059 crystals of the Materials Project, indexed by name (``formula_spacegroup``).
+
+    Columns: material_id, formula, spacegroup, crystal_system, n_sites; bulk_modulus, shear_modulus, youngs_modulus
+    (GPa), poisson_ratio, debye_temperature (K); cohesive_energy, formation_energy, total_energy (eV/atom); band_gap
+    (eV); original_split (train, val, test).
+    """
+    return pd.read_csv(data_file("mp_crystals.csv"), index_col="name")
+
+
+def load_cubic_targets() -> pd.DataFrame:
+    """What the bundled cubic crystals are labelled with, indexed by name.
+
+    Columns: formula, spacegroup, bulk_modulus (GPa, Materials Project), total_energy (eV/atom, GPAW, relative to the
+    atoms of its data sets).
+    """
+    table = load_densities("cubic").table
+    return table[["formula", "spacegroup"]].assign(
+        bulk_modulus=load_crystals()["bulk_modulus"], total_energy=table["energy"] / table["n_atoms"]
+    )
+
+
+def load_structures() -> dict[str, Structure]:
+    """Crystal structures: 6,059 by the names of :func:`load_crystals`, 1,943 binary ones by material id.
+
+    They are read once and shared: copy one before you change it.
+    """
+    return dict(_structures())
+
+
+@read_once
+def _structures() -> dict[str, Structure]:
+    raw: dict[str, Any] = {}
+    for name in ("mp_structures.json.xz", "mp_binary_structures.json.xz"):
+        with lzma.open(data_file(name), "rt") as f:
+            raw |= json.load(f)
+    return {name: Structure(e["lattice"], e["species"], e["frac_coords"]) for name, e in raw.items()}
+
+
+def load_matbench_elasticity() -> pd.DataFrame:
+    """Matbench v0.1 elasticity: 10,987 entries with log10 K and log10 G (GPa), official folds, CGCNN's predictions."""
+    return pd.read_csv(data_file("matbench_elasticity.csv"))

@@ -1,0 +1,1 @@
+"""The charge density: the object, its files, its cell, its valence convention."""

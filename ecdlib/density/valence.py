@@ -1,0 +1,506 @@
+"""Valence conventions: which shells a code's potentials count as valence, and the way from one convention to another.
+
+Densities of two codes, or of two sets of potentials, differ twice. They hold different closed shells; and inside the
+cutoff radii each replaces the true density by a smooth one of the same charge. Smoothed by a Gaussian, densities of
+one valence nearly agree; and a closed shell is then a form factor, a function of the wave number alone, times the
+structure's phases. The form factors follow from the radial functions of GPAW's data sets (``gpaw_shells.py`` makes
+the file).
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.fft
+from numpy.typing import NDArray
+from pymatgen.core import Element
+from scipy.interpolate import CubicSpline
+
+from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.base.resources import data_file, read_once
+from ecdlib.density.cell import resample
+from ecdlib.density.core import ChargeDensity, Floats
+
+#: Standard deviation, Å, of the Gaussian that smooths a converted density.
+SMOOTHING = 0.3
+#: Width, Å, of the function that a calibration adds to a form factor.
+CALIBRATION_WIDTH = 0.25
+#: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: ns and (n-1)d for
+#: groups 1 to 12, ns and np beyond (Na 1, Fe 8, Zn 12, In 3, Pb 4).
+Target = Literal["gpaw", "chemical"]
+
+
+@read_once
+def _form_factors() -> tuple[dict[tuple[str, str], dict[str, Floats]], Floats]:
+    """Form factors by (element, set) and shell; the set ``""`` has the standard set's core shells. And wavenumbers."""
+    with np.load(data_file("valence/form_factors.npz"), allow_pickle=False) as z:
+        found: dict[tuple[str, str], dict[str, Floats]] = {}
+        for element, name, shell, values in zip(z["element"], z["set"], z["shell"], z["form_factor"], strict=True):
+            found.setdefault((str(element), str(name)), {})[str(shell)] = values.astype(np.float64)
+        return found, z["wavenumbers"]
+
+
+def _standard(element: str) -> dict[str, Floats]:
+    try:
+        return _form_factors()[0][element, element]
+    except KeyError as error:
+        known = "H to Rn without Tc, Po, At and the lanthanides"
+        raise EcdError(element, "no valence shells are known for it", f"Elements that are: {known}.") from error
+
+
+def _electrons(shells: Mapping[str, Floats] | tuple[str, ...]) -> int:
+    return round(sum(float(shell[2:]) for shell in shells))
+
+
+def _is_chemical(element: str, shell: str) -> bool:
+    """Whether a shell is open or outermost: ns and (n-1)d of groups 1 to 12, ns and np beyond."""
+    atom, n, kind = Element(element), int(shell[0]), shell[1]
+    if atom.group > 12:
+        return n == atom.row and kind in "sp"
+    return (n == atom.row and kind == "s") or (n == atom.row - 1 and kind == "d")
+
+
+def shells(element: str, electrons: int) -> tuple[str, ...]:
+    """Valence shells of an element with so many valence electrons.
+
+    The chemical valence first, then whole closed shells, those with the largest n first, of one n the largest l.
+
+    Raises:
+        EcdError: no whole number of shells has so many electrons, or an element without known shells.
+
+    Example:
+        >>> shells("Na", 9), shells("Ga", 13)
+        (('3s1', '2p6', '2s2'), ('4s2', '4p1', '3d10'))
+    """
+    everything = ladder(element)
+    if electrons not in everything:
+        possible = ", ".join(map(str, everything))
+        raise EcdError(f"{element}={electrons}", "no whole shells have so many electrons", f"Possible: {possible}.")
+    return everything[electrons]
+
+
+@read_once
+def ladder(element: str) -> dict[int, tuple[str, ...]]:
+    """All valences that an element can have, and the shells of each.
+
+    Raises:
+        EcdError: an element without known shells.
+    """
+    own = _standard(element)
+    chosen = tuple(shell for shell in own if _is_chemical(element, shell))
+    core = _form_factors()[0].get((element, ""), {})
+    closed = sorted((s for s in (*own, *core) if s not in chosen), key=lambda s: (s[0], "spdf".index(s[1])))[::-1]
+    steps = [(*chosen, *closed[:i]) for i in range(len(closed) + 1)]
+    return {_electrons(step): step for step in steps}
+
+
+def target_electrons(element: str, target: Target) -> int:
+    """Valence electrons of an element in a convention (see :data:`Target`)."""
+    own = _standard(element)
+    return _electrons(own) if target == "gpaw" else next(iter(ladder(element)))
+
+
+@read_once
+def known_sets() -> pd.DataFrame:
+    """Published sets of potentials: family, element, set, electrons (valence), shells."""
+    table = pd.read_csv(data_file("valence/sets.csv"))
+    own = [
+        {"family": "gpaw-0.9.20000", "element": element, "set": name, "electrons": _electrons(found)}
+        for (element, name), found in _form_factors()[0].items()
+        if name
+    ]
+    table = pd.concat([pd.DataFrame(own), table], ignore_index=True)
+    return table.assign(
+        shells=[" ".join(shells(e, n)) for e, n in zip(table["element"], table["electrons"], strict=True)]
+    )
+
+
+@dataclass(frozen=True)
+class Valence:
+    """Which valence a density has."""
+
+    electrons: dict[str, int]  #: of each element
+    gpaw: bool  #: made with GPAW's data sets, whose radial functions are known
+    how: str  #: where that is known from
+
+    def __str__(self) -> str:
+        return ", ".join(f"{element} {n}" for element, n in self.electrons.items())
+
+
+def is_standard(valence: Valence) -> bool:
+    """Whether a density is of GPAW's standard sets, as the bundled ones are, so that nothing need be converted."""
+    return valence.gpaw and all(n == target_electrons(e, "gpaw") for e, n in valence.electrons.items())
+
+
+def _count(density: ChargeDensity, electrons: Mapping[str, int]) -> int:
+    return sum(electrons[s] for s in density.species)
+
+
+def _fits(density: ChargeDensity, electrons: Mapping[str, int]) -> bool:
+    return abs(density.n_electrons - _count(density, electrons)) <= 0.05 + 1e-4 * density.n_electrons
+
+
+def recognize(density: ChargeDensity) -> Valence:
+    """Valence of a density: from its convention if it is one of ours, from what is stated for it, or from its count.
+
+    Raises:
+        EcdError: a count that fits no known sets or several combinations of them, an all-electron density, a stated
+            valence that does not fit, or an element without known shells.
+    """
+    elements = list(dict.fromkeys(density.species))
+    if not elements:
+        raise EcdError(density.name, "has no atoms, so that its valence cannot be known", "Give a file with atoms.")
+    for element in elements:
+        try:
+            _standard(element)
+        except EcdError as error:
+            raise EcdError(density.name, f"no valence shells are known for {element}", error.remedy) from error
+    convention = density.convention or ""
+    if convention == "all-electron":
+        raise _all_electron(density, "is an all-electron density")
+    if "smoothed" in convention:
+        raise EcdError(density.name, f"is converted already ({convention})", "Convert the original.")
+    if convention.startswith("gpaw-"):
+        found = _counted(density, elements, ("gpaw-",), standard="alternative" not in convention)
+        if density.valence is not None and any(density.valence.get(e) != n for e, n in found.items()):
+            what = (
+                f"is of GPAW's sets with {', '.join(f'{e}={n}' for e, n in found.items())}, another valence is stated"
+            )
+            raise EcdError(density.name, what, "Leave --valence out.")
+        return Valence(found, True, "its convention")
+    if density.valence is not None:
+        return _stated(density, elements, dict(density.valence))
+    families = ("vasp-", "gpaw-") if density.vasp is not None else ("",)
+    return Valence(_counted(density, elements, families), False, "its number of electrons")
+
+
+def _all_electron(density: ChargeDensity, what: str) -> EcdError:
+    what += ": no grid holds its cores, so they cannot be taken out again"
+    return EcdError(density.name, what, "Give the valence density (CHGCAR) of the same calculation.")
+
+
+def _counted(
+    density: ChargeDensity, elements: list[str], families: tuple[str, ...], standard: bool = False
+) -> dict[str, int]:
+    """The one combination of known sets that the number of electrons fits.
+
+    Args:
+        families: beginnings of the names of those that may be.
+        standard: GPAW's standard sets alone.
+    """
+    table = known_sets()
+    table = table[table["family"].str.startswith(families)]
+    choices = [sorted(set(table["electrons"][table["element"] == e])) for e in elements]
+    if standard:
+        choices = [[target_electrons(e, "gpaw")] for e in elements]
+    combinations = (dict(zip(elements, numbers, strict=True)) for numbers in itertools.product(*choices))
+    fits = [v for v in combinations if _fits(density, v)]
+    count = f"holds {density.n_electrons:.4g} electrons"
+    everything = abs(density.n_electrons - sum(density.numbers)) < 0.01 * sum(density.numbers)
+    ways = " or ".join(",".join(f"{e}={n}" for e, n in fit.items()) for fit in fits)
+    if everything and fits and density.vasp is None and not standard and max(density.numbers) > 2:
+        what = f"{count}, all that {density.formula} has: an all-electron density, or the valence {ways}"
+        raise EcdError(density.name, what, f"If it is no all-electron density: --valence {ways}.")
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        remedy = f"Say which: --valence {ways} (or put the POTCAR beside the file)."
+        raise EcdError(density.name, f"{count}, which fits several valences", remedy)
+    if everything:
+        raise _all_electron(density, f"{count}, all that {density.formula} has: an all-electron density")
+    lists = ", ".join(f"{e} {' or '.join(map(str, c))}" for e, c in zip(elements, choices, strict=True))
+    remedy = "Is it a spin, partial or difference density, or a charged cell? If none of these: --valence "
+    what = f"{count}, which fits no known valence ({lists})"
+    raise EcdError(density.name, what, remedy + ",".join(f"{e}=N" for e in elements) + ".")
+
+
+def parse_valence(text: str) -> dict[str, int]:
+    """Valence electrons of elements from ``"Na=1,Cl=7"``.
+
+    Raises:
+        EcdError: other text, or a number that no whole shells of the element have.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        element, equals, number = part.partition("=")
+        if not (equals and re.fullmatch(r"[0-9]{1,3}", number) and Element.is_valid_symbol(element)):
+            raise EcdError(f"valence {part}", "is not element=electrons", "Write for example: Na=1,Cl=7")
+        shells(element, int(number))
+        if found.setdefault(element, int(number)) != int(number):
+            raise EcdError(f"valence {text}", f"gives {element} twice", "All atoms of an element have one valence.")
+    return found
+
+
+def vasp_valence(folder: Path, species: tuple[str, ...]) -> dict[str, int] | None:
+    """Valence electrons from the POTCAR or POTCAR.spec in a folder; None if there is none for these species."""
+    found: dict[str, int] = {}
+    for name, opener in (("POTCAR", open), ("POTCAR.gz", gzip.open), ("POTCAR.spec", open)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            with opener(path, "rt", errors="replace") as f:
+                text = f.read()
+        except (OSError, EOFError, zlib.error):
+            return None  # the count of electrons may do
+        if name == "POTCAR.spec":
+            table = known_sets()
+            numbers = table[table["family"] == "vasp-pbe"].set_index("set")["electrons"]
+            found = {s.split("_")[0]: int(numbers[s]) for s in text.split() if s in numbers}
+        else:
+            titles = re.findall(r"^\s*TITEL\s*=\s*\S+\s+([A-Z][a-z]?)", text, re.MULTILINE)
+            counts = re.findall(r"ZVAL\s*=\s*(\d+\.?\d*)(?=\s)", text)
+            if len(titles) != len(counts):
+                return None
+            found = {e: round(float(n)) for e, n in zip(titles, counts, strict=True)}
+        break
+    return {e: found[e] for e in dict.fromkeys(species)} if species and set(species) <= set(found) else None
+
+
+def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int]) -> Valence:
+    missing = [e for e in elements if e not in stated]
+    if missing:
+        remedy = f"Add it: --valence {','.join(f'{e}={stated.get(e, chr(78))}' for e in elements)}."
+        raise EcdError(density.name, f"no valence is given for {', '.join(missing)}", remedy)
+    for element in elements:
+        try:
+            shells(element, stated[element])
+        except EcdError as error:
+            raise EcdError(density.name, f"valence {error.source}: {error.problem}", error.remedy) from error
+    chosen = {e: stated[e] for e in elements}
+    if not _fits(density, chosen):
+        stands = ", ".join(f"{e}={n}" for e, n in chosen.items())
+        what = f"holds {density.n_electrons:.4g} electrons, not {_count(density, chosen)}, as {stands} would be"
+        remedy = "Correct --valence, or what states it: a POTCAR of other potentials beside the file, a cube's header."
+        raise EcdError(density.name, what, remedy)
+    return Valence(chosen, False, "its POTCAR, header or --valence")
+
+
+def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bool) -> Floats:
+    """What an atom's form factor gains on the way to a convention, electrons at the wavenumbers of the data file.
+
+    Args:
+        electrons: valence electrons of the element now.
+        gpaw: whether the density is of GPAW's data set with so many electrons: its own radial functions are then
+            taken, else those of the standard set, for whole shells.
+
+    Raises:
+        EcdError: see :func:`shells`.
+    """
+    factors, wavenumbers = _form_factors()
+    standard = _standard(element)
+    every = {**factors.get((element, ""), {}), **standard}
+    wanted = shells(element, target_electrons(element, target))
+    own = {shell: every[shell] for shell in shells(element, electrons)}
+    if gpaw:
+        sets = (f for (e, name), f in factors.items() if e == element and name)
+        own = next((f for f in sets if _electrons(f) == electrons), own)
+    zero = np.zeros_like(wavenumbers)
+    return sum((every[s] for s in wanted), zero) - sum(own.values(), zero)
+
+
+class _Waves:
+    """Plane waves of a density's grid, on the half spectrum ``(nx, ny, nz//2 + 1)``."""
+
+    def __init__(self, density: ChargeDensity):
+        self.density = density
+        self.modes = [np.fft.fftfreq(n, 1 / n) for n in density.shape[:2]] + [np.arange(density.shape[2] // 2 + 1.0)]
+        inverse = np.linalg.inv(density.lattice)
+        metric = 4 * np.pi**2 * inverse.T @ inverse  # |G|² = m metric m
+        m = np.ix_(*self.modes)
+        self.squared: Floats = np.maximum(sum(metric[i, j] * m[i] * m[j] for i in range(3) for j in range(3)), 0)
+
+    def spectrum(self) -> NDArray[np.complexfloating[Any]]:
+        """Fourier coefficients, electrons per cell."""
+        values = self.density.values.astype(np.float64)
+        return scipy.fft.rfftn(values, workers=1) * (self.density.volume / values.size)
+
+    def phases(self, element: str) -> NDArray[np.complexfloating[Any]]:
+        """Sum over the atoms of an element of exp(-i G R); 0 where the grid has no wave of opposite sign."""
+        total = np.zeros(self.squared.shape, dtype=complex)
+        for position in self.density.positions[[s == element for s in self.density.species]]:
+            a, b, c = (np.exp(-2j * np.pi * axis * x) for axis, x in zip(self.modes, position, strict=True))
+            total += a[:, None, None] * b[:, None] * c
+        for axis, n in enumerate(self.density.shape):
+            if n % 2 == 0:
+                total.swapaxes(0, axis)[n // 2] = 0
+        return total
+
+    def gaussian(self, width: float) -> Floats:
+        """exp(-G² width²/2), the transform of a Gaussian of that standard deviation (Å)."""
+        factor: Floats = np.exp(-np.minimum(self.squared * width**2 / 2, 700))
+        return factor
+
+    def correction(self) -> list[Floats]:
+        """What the two numbers of a calibration multiply."""
+        damping = self.gaussian(CALIBRATION_WIDTH)
+        return [self.squared * damping, self.squared**2 * damping]
+
+
+def to_convention(
+    density: ChargeDensity,
+    target: Target = "gpaw",
+    valence: Valence | None = None,
+    *,
+    smoothing: float = SMOOTHING,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+) -> ChargeDensity:
+    """The density in another valence convention, smoothed.
+
+    Each atom's form factor is changed by :func:`change_of_form_factor`, then all is multiplied by
+    exp(-G² smoothing²/2).
+
+    Args:
+        target: the convention.
+        valence: that of the density; recognized if None.
+        smoothing: standard deviation of the Gaussian, Å.
+        calibration: by element, two numbers that :func:`calibrate` found.
+
+    Returns:
+        The density on its own grid. ``history`` says what was added and removed. Electrons are those of the target,
+        as precisely as those of the input are its own.
+
+    Raises:
+        EcdError: see :func:`recognize`.
+
+    Example:
+        >>> from ecdlib.density.store import load_densities
+        >>> round(to_convention(load_densities("pairs")["NaCl_225"]).n_electrons, 3)
+        14.0
+    """
+    valence = valence or recognize(density)
+    waves = _Waves(density)
+    spectrum, wavenumbers, steps = waves.spectrum(), _form_factors()[1], []
+    for element, electrons in valence.electrons.items():
+        gained = target_electrons(element, target) - electrons
+        if gained:
+            steps.append(f"{element} {electrons} to {electrons + gained}")
+        change = change_of_form_factor(element, electrons, target, valence.gpaw)
+        numbers = (calibration or {}).get(element, (0.0, 0.0))
+        if change.any() or any(numbers):
+            factor = CubicSpline(wavenumbers, change)(np.minimum(np.sqrt(waves.squared), wavenumbers[-1]))
+            factor = factor + sum(x * basis for x, basis in zip(numbers, waves.correction(), strict=True))
+            spectrum += factor * waves.phases(element)
+    if smoothing:
+        spectrum *= waves.gaussian(smoothing)
+        for axis, n in enumerate(density.shape):
+            if n % 2 == 0:  # a wave at the edge of the grid stands for two, whose lengths differ in a skewed cell
+                spectrum.swapaxes(0, axis)[n // 2] = 0
+    name = f"{target}, smoothed {smoothing:g} Å"
+    return density.step(
+        f"converted to {name}: {', '.join(steps) or 'valence as it is'} (known from {valence.how})",
+        values=scipy.fft.irfftn(spectrum * (density.values.size / density.volume), s=density.shape, workers=1),
+        convention=name,
+        valence=None,
+    )
+
+
+def to_ours(
+    density: ChargeDensity,
+    valence: Valence | None = None,
+    calibration: Mapping[str, tuple[float, float]] | None = None,
+) -> ChargeDensity:
+    """The density in the convention of the bundled ones, not smoothed: itself if it has that already.
+
+    Args:
+        valence, calibration: see :func:`to_convention`.
+
+    Raises:
+        EcdError: see :func:`recognize`.
+    """
+    valence = valence or recognize(density)
+    if is_standard(valence):
+        return density
+    return to_convention(density, "gpaw", valence, smoothing=0, calibration=calibration)
+
+
+def apart(values: Floats, reference: Floats) -> float:
+    """How far two densities on one grid are apart: rms difference over that of the reference, both without means."""
+    return float((values - reference).std() / reference.std())
+
+
+def calibrate(
+    density: ChargeDensity,
+    reference: ChargeDensity,
+    elements: Sequence[str],
+    valence: Valence | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Two numbers for each element's set of potentials, from one compound computed with them and with our recipe.
+
+    They are the least-squares a (e·Å²) and b (e·Å⁴) of (a G² + b G⁴) exp(-G² w²/2), w = :data:`CALIBRATION_WIDTH`,
+    added to the form factor of each atom of the element. They change no electron count, and carry over to other
+    compounds.
+
+    Args:
+        density: with the sets to be calibrated; another grid than that of the reference will do.
+        reference: the same cell in the convention ``"gpaw"``, not smoothed.
+        elements: those that are calibrated, all at once.
+        valence: of ``density``; recognized if None.
+        known: numbers of other elements of the compound.
+
+    Raises:
+        EcdError: not the same cell and atoms, or an element that is not in it.
+    """
+    same = np.allclose(density.lattice, reference.lattice, atol=1e-3) and density.species == reference.species
+    if not same or np.abs((d := np.asarray(density.positions) - reference.positions) - d.round()).max() > 1e-3:
+        what = f"is not the same cell with the same atoms in the same order as {reference.name}"
+        raise EcdError(density.name, what, f"Compute it from: ecd convert {reference.name} POSCAR")
+    if absent := [e for e in elements if e not in density.species]:
+        raise EcdError(density.name, f"holds no {', '.join(absent)}", "Give a compound of the element.")
+    converted = to_convention(density, valence=valence, calibration=known).values
+    missing = to_convention(reference).values - resample(converted, reference.shape)
+    waves = _Waves(reference)
+    smooth = waves.gaussian(SMOOTHING)
+    weights = np.sqrt(np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), smooth.shape)).ravel()[1:]  # not G = 0
+    residual = scipy.fft.rfftn(missing, workers=1).ravel()[1:] * (reference.volume / missing.size)
+    columns = [(basis * smooth * waves.phases(e)).ravel()[1:] for e in elements for basis in waves.correction()]
+    rows = np.stack([c * weights for c in columns], axis=1)
+    normal, right = (rows.conj().T @ rows).real, (rows.conj().T @ (residual * weights)).real
+    scale = np.sqrt(np.diag(normal))
+    numbers = np.linalg.lstsq(normal / np.outer(scale, scale), right / scale, rcond=1e-9)[0] / scale
+    return {e: (float(a), float(b)) for e, (a, b) in zip(elements, numbers.reshape(-1, 2), strict=True)}
+
+
+def write_calibration(path: str | os.PathLike[str], numbers: Mapping[str, tuple[int, float, float, str]]) -> None:
+    """Write a calibration as CSV: element, valence electrons, a (e·Å²), b (e·Å⁴), compound that gave them.
+
+    Raises:
+        EcdError: a folder that cannot be written.
+    """
+    table = pd.DataFrame([(e, *row) for e, row in numbers.items()], columns=_CALIBRATION)
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+_CALIBRATION = ["element", "electrons", "a", "b", "compound"]
+
+
+def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str, tuple[float, float]]:
+    """The numbers for the elements of a density, from what :func:`write_calibration` wrote.
+
+    Raises:
+        EcdError: no such table, or numbers for a set of another valence.
+    """
+    try:
+        table = pd.read_csv(path).set_index("element")
+        rows = {str(e): (int(r["electrons"]), float(r["a"]), float(r["b"])) for e, r in table.iterrows()}
+        if not np.isfinite([row[1:] for row in rows.values()]).all():
+            raise ValueError("not finite")
+    except (*DAMAGED, OverflowError) as error:
+        raise EcdError(path, "is no calibration", "Make one with `ecd calibrate`.") from error
+    for element, electrons in valence.electrons.items():
+        if element in rows and rows[element][0] != electrons:
+            what = f"calibrates {element} with {rows[element][0]} valence electrons, the density has {electrons}"
+            raise EcdError(path, what, "Calibrate the potentials that the density was computed with.")
+    return {e: rows[e][1:] for e in valence.electrons if e in rows}

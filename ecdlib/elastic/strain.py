@@ -1,0 +1,471 @@
+"""Elastic constants from the energies of strained cells: counting them, computing them with GPAW, fitting them.
+
+Three deformations of a cubic crystal, each with one strain δ. F is the deformation gradient in the cubic axes, V the
+volume and P the pressure of the unstrained cell:
+
+- volume: F = (1 + 3δ)^(1/3) 1, ΔE/V = -3 P δ + 9/2 K δ² with K = (C11 + 2 C12)/3;
+- tetragonal: F = diag((1 + δ)^(-1/2), (1 + δ)^(-1/2), 1 + δ), ΔE/V = 3/4 (C11 - C12) δ²;
+- shear: F_12 = F_21 = δ, F_33 = 1/(1 - δ²), ΔE/V = 2 C44 δ².
+
+The last two keep the volume, so that a pressure does not enter. Source: M. J. Mehl, J. E. Osburn, D. A.
+Papaconstantopoulos, B. M. Klein, Phys. Rev. B 41, 10311 (1990), https://doi.org/10.1103/PhysRevB.41.10311, whose
+shear is x = 2δ; the notation is that of J. F. Nye, Physical Properties of Crystals (Oxford University Press, 1985).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import kpts2sizeandoffsets
+from ase.units import Bohr, GPa, Hartree
+from numpy.typing import ArrayLike, NDArray
+from pymatgen.core import Element, Structure
+from pymatgen.io.vasp import Poscar
+from pymatgen.symmetry.groups import PointGroup, SpaceGroup
+
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.resources import data_file
+from ecdlib.data.tables import load_structures
+from ecdlib.density.cell import fast_length
+from ecdlib.density.core import symmetry
+from ecdlib.dft import gpaw_script
+from ecdlib.dft.compute import RECIPE, find_gpaw_python, run_gpaw
+from ecdlib.elastic.moduli import poisson_ratio, youngs_modulus
+
+Floats = NDArray[np.float64]
+Mode = Literal["volume", "tetragonal", "shear"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+#: Strains of each deformation: seven, as the paper counts them, one of which is none.
+STRAINS = tuple(0.005 * i for i in range(-3, 4))
+#: How often the density calculation is timed.
+REPEATS = 5
+#: ΔE/V = FACTORS[mode] × (K, C11 - C12, C44) × δ².
+FACTORS: dict[Mode, float] = {"volume": 4.5, "tetragonal": 0.75, "shear": 2.0}
+
+
+def independent_constants(rotations: ArrayLike) -> int:
+    """How many elastic constants the symmetry leaves free: 3 for a cubic crystal to 21 for a triclinic one.
+
+    The dimension of the symmetric 6 × 6 matrices that a point group leaves as they are, (1/n) Σ_R (χ(R)² + χ(R²))/2
+    with the character of strains χ(R) = (tr(R)² + tr(R²))/2. Source: Nye, chapter VIII, has the same numbers.
+
+    Args:
+        rotations: (n, 3, 3), all operations of the point group (or each equally often), in any basis.
+
+    Raises:
+        EcdError: no rotations, or not a group.
+
+    >>> independent_constants([np.eye(3)]), independent_constants([np.eye(3), np.diag([-1, 1, -1])])
+    (21, 13)
+    """
+    R = np.asarray(rotations, dtype=float)
+    if R.ndim != 3 or R.shape[1:] != (3, 3) or not len(R):
+        raise EcdError("rotations", f"have the shape {R.shape}, not (n, 3, 3)", "Give a point group's operations.")
+
+    def strains(r: Floats) -> Floats:
+        return (np.trace(r, axis1=1, axis2=2) ** 2 + np.trace(r @ r, axis1=1, axis2=2)) / 2
+
+    count = float(np.mean(strains(R) ** 2 + strains(R @ R)) / 2)
+    if abs(count - round(count)) > 1e-6:
+        raise EcdError("rotations", "are no group", "Give all operations of the point group.")
+    return round(count)
+
+
+@cache
+def spacegroup_constants(number: int) -> int:
+    """Independent elastic constants of a crystal in the space group ``number`` (1 to 230).
+
+    Raises:
+        EcdError: no such space group.
+
+    >>> [spacegroup_constants(n) for n in (225, 194, 167, 148, 139, 88, 62, 14, 2)]
+    [3, 5, 6, 7, 6, 7, 9, 13, 21]
+    """
+    if number not in range(1, 231):
+        raise EcdError(number, "is no space group", "Their numbers are 1 to 230.")
+    group = PointGroup(SpaceGroup.from_int_number(number).point_group)
+    return independent_constants([operation.rotation_matrix for operation in group.symmetry_ops])
+
+
+def cubic_strains(mode: Mode, delta: ArrayLike) -> Floats:
+    """Deformation gradients in the cubic axes, (..., 3, 3) for ``delta`` of the shape (...); see the module.
+
+    Raises:
+        EcdError: no such deformation, or a strain that turns the cell inside out.
+
+    >>> np.linalg.det(cubic_strains("shear", [-0.1, 0.1])).round(12).tolist()
+    [1.0, 1.0]
+    """
+    d = np.asarray(delta, dtype=float)
+    if mode not in MODES:
+        raise EcdError(mode, "no such deformation", f"Take one of: {', '.join(MODES)}.")
+    limit = 1 / 3 if mode == "volume" else 1.0
+    if not (np.isfinite(d).all() and (abs(d) < limit).all()):
+        raise EcdError("strain", f"is not within ±{limit:.2g} for the deformation '{mode}'", "Give small strains.")
+    F = np.zeros((*d.shape, 3, 3))
+    if mode == "volume":
+        F[..., [0, 1, 2], [0, 1, 2]] = np.cbrt(1 + 3 * d)[..., None]
+    elif mode == "tetragonal":
+        F[..., [0, 1], [0, 1]] = (1 + d[..., None]) ** -0.5
+        F[..., 2, 2] = 1 + d
+    else:
+        F[..., [0, 1], [0, 1]] = 1
+        F[..., [0, 1], [1, 0]] = d[..., None]
+        F[..., 2, 2] = 1 / (1 - d**2)
+    return F
+
+
+def strained_cell(cell: ArrayLike, mode: Mode, delta: ArrayLike) -> Floats:
+    """Cell vectors (rows, Å) after the deformation: (3, 3) and strains (...) give (..., 3, 3).
+
+    The cell must be given in the cubic axes. Fractional coordinates stay as they are.
+
+    Raises:
+        EcdError: see :func:`cubic_strains`, or a cell without volume.
+    """
+    vectors = np.asarray(cell, dtype=float)
+    if vectors.shape != (3, 3) or not abs(np.linalg.det(vectors)) > 1e-6:
+        raise EcdError("cell", "is no matrix of three independent vectors", "Give (3, 3), Å, vectors as rows.")
+    return vectors @ np.swapaxes(cubic_strains(mode, delta), -1, -2)
+
+
+@dataclass(frozen=True)
+class CubicConstants:
+    """Elastic constants of a cubic crystal, GPa; ``pressure`` of the unstrained cell, GPa; ``residual`` of each fit,
+    the root of the mean square, eV per cell."""
+
+    c11: float
+    c12: float
+    c44: float
+    pressure: float
+    residual: dict[Mode, float]
+
+    @property
+    def stiffness(self) -> Floats:
+        """(6, 6), GPa, in the order xx, yy, zz, yz, xz, xy."""
+        C = np.diag([self.c11 - self.c12] * 3 + [self.c44] * 3)
+        C[:3, :3] += self.c12
+        return C
+
+    @property
+    def zener(self) -> float:
+        """2 C44 / (C11 - C12); 1 if the crystal is equally stiff in all directions."""
+        return 2 * self.c44 / (self.c11 - self.c12)
+
+
+def cubic_constants(
+    delta: ArrayLike, energies: Mapping[Mode, ArrayLike], volume: float, degree: int = 2
+) -> CubicConstants:
+    """Elastic constants from the curvature of a polynomial fitted to the energies of each deformation at no strain.
+
+    Args:
+        delta: (n,), strains.
+        energies: for each of the three deformations (n,), eV per cell.
+        volume: of the unstrained cell, Å³.
+        degree: of the polynomials.
+
+    Raises:
+        EcdError: a deformation is missing, shapes do not fit, fewer strains than coefficients, a volume that is not
+            positive, numbers that are not finite.
+    """
+    d = np.asarray(delta, dtype=float)
+    missing = [mode for mode in MODES if mode not in energies]
+    if missing:
+        raise EcdError("energies", f"of {', '.join(missing)} are missing", "Give all three deformations.")
+    E = [np.asarray(energies[mode], dtype=float) for mode in MODES]
+    if d.ndim != 1 or any(e.shape != d.shape for e in E):
+        raise EcdError("energies", "are not as many as strains", "Give one for each strain.")
+    if not (np.isfinite([d, *E]).all() and np.isfinite(volume) and volume > 0):
+        raise EcdError("energies", "or strains are not finite, or the volume is not positive", "Check the input.")
+    if degree < 2 or len(np.unique(d)) <= degree:
+        problem = f"{len(np.unique(d))} strains do not determine a curvature from degree {degree}"
+        raise EcdError("fit", problem, "Take degree 2 or more, and more strains than that.")
+    y = np.stack(E, axis=1)
+    scale = abs(d).max()  # fitted in δ / scale, for the sake of rounding
+    coefficients = np.polynomial.polynomial.polyfit(d / scale, y - y.mean(0), degree)
+    rest = y - y.mean(0) - np.polynomial.polynomial.polyval(d / scale, coefficients).T
+    K, difference, c44 = (
+        float(c / (scale**2 * FACTORS[mode] * volume * GPa)) for mode, c in zip(MODES, coefficients[2], strict=True)
+    )
+    return CubicConstants(
+        c11=K + 2 * difference / 3,
+        c12=K - difference / 3,
+        c44=c44,
+        pressure=float(-coefficients[1, 0] / (3 * scale * volume * GPa)),
+        residual=dict(zip(MODES, np.sqrt((rest**2).mean(0)).tolist(), strict=True)),
+    )
+
+
+def voigt_reuss_hill(C: ArrayLike) -> dict[str, Any]:
+    """Moduli of a polycrystal from the stiffness of its grains, after Voigt (equal strain), Reuss (equal stress), Hill.
+
+    With the compliance S = C⁻¹: 9 K_V = Σ C_ij (i, j ≤ 3), 1/K_R = Σ S_ij (i, j ≤ 3),
+    15 G_V = (C11 + C22 + C33) - (C12 + C13 + C23) + 3 (C44 + C55 + C66),
+    15/G_R = 4 (S11 + S22 + S33) - 4 (S12 + S13 + S23) + 3 (S44 + S55 + S66); K and G are the means.
+    Source: R. Hill, Proc. Phys. Soc. A 65, 349 (1952).
+
+    Args:
+        C: (..., 6, 6), GPa, in the order xx, yy, zz, yz, xz, xy.
+
+    Returns:
+        ``K_voigt``, ``K_reuss``, ``K``, ``G_voigt``, ``G_reuss``, ``G``; Young's modulus ``E`` = 9 K G / (3 K + G), all
+        in GPa; Poisson ratio ``nu`` = (3 K - 2 G) / (6 K + 2 G). Each of the shape (...), a number for one matrix.
+
+    Raises:
+        EcdError: not (..., 6, 6), not symmetric, or not positive definite: no stable crystal.
+
+    >>> moduli = voigt_reuss_hill(np.diag([2, 2, 2, 1, 1, 1]))
+    >>> {name: round(moduli[name], 6) for name in ("K", "G", "E", "nu")}
+    {'K': 0.666667, 'G': 1.0, 'E': 2.0, 'nu': 0.0}
+    """
+    stiffness = np.asarray(C, dtype=float)
+    if stiffness.shape[-2:] != (6, 6) or not np.isfinite(stiffness).all():
+        raise EcdError("stiffness", "is no finite 6 × 6 matrix", "Give it in Voigt's notation, GPa.")
+    if not np.allclose(stiffness, np.swapaxes(stiffness, -1, -2), rtol=1e-6):
+        raise EcdError("stiffness", "is not symmetric", "Average it with its transpose, if the difference is noise.")
+    if not (np.linalg.eigvalsh(stiffness) > 0).all():
+        raise EcdError("stiffness", "is not positive definite: no stable crystal", "Check how it was computed.")
+    compliance = np.linalg.inv(stiffness)
+
+    def sums(matrix: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of the diagonal for stretches, of what lies above it, of the diagonal for shears."""
+        diagonal = np.diagonal(matrix, axis1=-2, axis2=-1)
+        above = matrix[..., 0, 1] + matrix[..., 0, 2] + matrix[..., 1, 2]
+        return diagonal[..., :3].sum(-1), above, diagonal[..., 3:].sum(-1)
+
+    c, c_above, c_shear = sums(stiffness)
+    s, s_above, s_shear = sums(compliance)
+    K_voigt, K_reuss = (c + 2 * c_above) / 9, 1 / (s + 2 * s_above)
+    G_voigt, G_reuss = (c - c_above + 3 * c_shear) / 15, 15 / (4 * s - 4 * s_above + 3 * s_shear)
+    K, G = (K_voigt + K_reuss) / 2, (G_voigt + G_reuss) / 2
+    moduli = {
+        "K_voigt": K_voigt,
+        "K_reuss": K_reuss,
+        "K": K,
+        "G_voigt": G_voigt,
+        "G_reuss": G_reuss,
+        "G": G,
+        "E": youngs_modulus(K, G),
+        "nu": poisson_ratio(K, G),
+    }
+    return {name: np.asarray(v)[()] if stiffness.ndim > 2 else float(v) for name, v in moduli.items()}
+
+
+def orthogonal_cell(structure: Structure) -> Structure:
+    """The cell of a cubic crystal spanned by [110], [-110] and [001], in the cubic axes.
+
+    All three deformations leave its vectors orthogonal. GPAW differentiates the density for PBE on its grid, with a
+    stencil that changes when the angles do, and energies jump by some meV: strained primitive cells of a
+    face-centred crystal do not compare with the unstrained one.
+
+    Raises:
+        EcdError: not cubic, or an atom that is no centre of inversion: a strain would move it within the cell.
+    """
+    given = symmetry(structure)
+    if given is None or given.number < 195:
+        raise EcdError(structure.formula, "is not cubic", "Take a cubic crystal.")
+    cubic = Structure(given.std_lattice, [Element.from_Z(z) for z in given.std_types], given.std_positions)
+    found = symmetry(cubic)
+    shifts = found.translations[(found.rotations == -np.eye(3)).all(axis=(1, 2))]
+    moved = 2 * cubic.frac_coords[:, None] - shifts
+    if not (abs(moved - moved.round()) < 1e-2).all(-1).any(-1).all():
+        problem = "has atoms that are no centre of inversion and would move within a strained cell"
+        raise EcdError(structure.formula, problem, "Take one like rocksalt: the atoms are not relaxed here.")
+    half = 0.5 if found.international.startswith("F") else 1.0
+    cell = cubic.lattice.a * np.array([[half, half, 0], [-half, half, 0], [0, 0, 1]])
+    species = [*cubic.species, *cubic.species]
+    both = np.vstack([cubic.frac_coords, cubic.frac_coords + np.array([1, 0, 0])])
+    positions = both * cubic.lattice.a @ np.linalg.inv(cell)
+    keys = np.round(positions * 48).astype(int) % 48
+    _, kept = np.unique(keys, axis=0, return_index=True)
+    kept.sort()
+    if len(kept) != round(len(cubic) * abs(np.linalg.det(cell)) / cubic.volume):
+        raise EcdError(structure.formula, "could not be put into an orthogonal cell", "Take another crystal.")
+    atoms = Structure(cell, [species[i] for i in kept], np.mod(positions[kept].round(10), 1))
+    return atoms.get_sorted_structure()
+
+
+#: Runs beside a copy of gpaw_script.py, in the Python that has GPAW: its parameters, but grids that are given.
+_SCRIPT = """
+import json, sys, time
+import gpaw  # here, so that start_seconds holds it
+import gpaw_script as recipe
+from ase import Atoms
+
+task = json.load(open(sys.argv[1]))
+start = time.process_time()
+try:
+    if "poscar" in task:
+        done = recipe.compute(task["poscar"], task["out"])
+        done = {"energy": done["energy"], "gpaw": done["gpaw"], "setups": done["convention"]}
+    else:
+        atoms = Atoms(task["symbols"], cell=task["cell"], scaled_positions=task["positions"], pbc=True)
+        atoms.calc = calc = recipe.calculator(False, kpts={"size": task["kpts"], "gamma": True}, gpts=task["gpts"])
+        done = {"energy": float(atoms.get_potential_energy(force_consistent=True))}
+        done["irreducible_kpoints"] = len(calc.get_ibz_k_points())
+except Exception as error:
+    recipe.say(error={"problem": f"the calculation failed ({error})", "remedy": "Take another crystal."})
+    sys.exit(1)
+recipe.say(done=dict(done, start_seconds=round(start, 3), cpu_seconds=round(time.process_time(), 3)))
+"""
+
+
+def run_strains(
+    name: str,
+    out: str | Path,
+    *,
+    structure: Structure | None = None,
+    strains: Sequence[float] = STRAINS,
+    python: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Compute a cubic crystal's strained cells with GPAW, one process with one thread each, and time them.
+
+    The parameters are those of the bundled densities. The k-points and the real-space grid are chosen once, for the
+    unstrained orthogonal cell (:func:`orthogonal_cell`), and kept. The density calculation that a prediction needs
+    (:func:`ecdlib.dft.compute.compute_density`, primitive cell) is timed, too, ``REPEATS`` times.
+
+    Args:
+        out: JSON file, rewritten after each calculation; what it holds already is not computed again.
+        structure: of the crystal; the bundled one of that name if None.
+        python: the interpreter that has GPAW; searched for if None.
+        progress: called with one line of text per calculation.
+
+    Returns:
+        What ``out`` holds. ``settings``: ``crystal``, ``cell`` (3, 3) Å, ``symbols``, ``positions``, ``kpts``,
+        ``gpts``, ``strains``, ``recipe``. ``calculations``: for each ``mode``, ``strain``, ``repeat``, ``energy`` (eV
+        per cell), ``irreducible_kpoints``, ``seconds`` (wall, whole process), ``cpu_seconds`` (whole process) and
+        ``start_seconds`` (the part of it before GPAW was imported and ready). The mode of the unstrained cell is
+        ``none``, that of the primitive one ``density``. ``provenance``: versions, device, date.
+
+    Raises:
+        EcdError: no GPAW; an unknown, unsuitable or spin-polarized crystal; ``out`` holds other settings; a
+            calculation that failed.
+    """
+    out = Path(out)
+    if structure is None:
+        known = load_structures()
+        if name not in known:
+            raise EcdError(name, "no bundled structure of that name", "`ecd data` lists them.")
+        structure = known[name]
+    cell = orthogonal_cell(structure)
+    symbols = [site.specie.symbol for site in cell]
+    if magnetic := sorted(set(symbols) & set(gpaw_script.MOMENTS)):
+        raise EcdError(name, f"holds {', '.join(magnetic)}, spin-polarized in the recipe", "Take another crystal.")
+    settings = {
+        "crystal": name,
+        "cell": np.round(cell.lattice.matrix, 8).tolist(),
+        "symbols": symbols,
+        "positions": np.round(cell.frac_coords, 8).tolist(),
+        "kpts": [int(n) for n in _kpoints(cell)],
+        "gpts": _grid(cell.lattice.abc, max(strains)),
+        "strains": [round(float(d), 10) for d in strains],
+        "recipe": RECIPE.removesuffix(", standardized primitive cell"),
+    }
+    record = _resume(out, settings)
+    interpreter = find_gpaw_python(python)
+    strained = [[(mode, d, 0) for d in settings["strains"] if d] for mode in MODES]
+    tasks: list[tuple[str, float, int]] = [("none", 0.0, 0)]
+    for repeat in range(REPEATS):  # spread out, because a busy machine is not equally fast all the time
+        tasks += [("density", 0.0, repeat), *(strained[repeat] if repeat < len(strained) else [])]
+    finished = {(c["mode"], c["strain"], c["repeat"]) for c in record["calculations"]}
+    for mode, d, repeat in tasks:
+        if (mode, d, repeat) not in finished:
+            result = _compute(interpreter, settings, structure, mode, d)
+            for key in set(result) & {"gpaw", "setups"}:
+                record["provenance"][key] = result.pop(key)
+            record["calculations"].append({"mode": mode, "strain": d, "repeat": repeat, **result})
+            with atomic_write(out) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            if progress is not None:
+                progress(f"{mode} {d:+.3f}: {result['energy']:.6f} eV, {result['cpu_seconds']:.1f} s")
+    return record
+
+
+def _kpoints(cell: Structure) -> Any:
+    """Numbers of Gamma-centred k-points along the three vectors, by the recipe's density."""
+    atoms = Atoms(cell=cell.lattice.matrix, pbc=True)
+    return kpts2sizeandoffsets(density=gpaw_script.KPOINT_DENSITY, gamma=True, atoms=atoms)[0]
+
+
+def _grid(lengths: Sequence[float], strain: float) -> list[int]:
+    """Points of GPAW's real-space grid along each edge (Å), at the largest strain no wider apart than by default."""
+    spacing = np.pi / (4 * gpaw_script.CUTOFF / Hartree) ** 0.5 * Bohr
+    return [fast_length(edge * (1 + strain) / spacing) for edge in lengths]
+
+
+def _resume(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What ``out`` holds, or an empty record."""
+    if out.is_file():
+        try:
+            record: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+            same = record["settings"] == settings
+        except (ValueError, KeyError, TypeError) as error:
+            raise EcdError(out, "holds no strained cells", "Remove it, or choose another file.") from error
+        if not same:
+            raise EcdError(out, "holds strained cells of other settings", "Remove it, or choose another file.")
+        return record
+    made = {"device": "CPU, 1 core", "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    return {"settings": settings, "calculations": [], "provenance": made}
+
+
+def _compute(interpreter: str, settings: dict[str, Any], structure: Structure, mode: str, d: float) -> dict[str, Any]:
+    """One calculation in a process of its own: energy, seconds, and what the script says of it."""
+    with tempfile.TemporaryDirectory(prefix="ecd-elastic-") as name:
+        folder = Path(name)
+        shutil.copy(gpaw_script.__file__, folder)
+        (folder / "strained.py").write_text(_SCRIPT, encoding="utf-8")
+        task: dict[str, Any] = {key: settings[key] for key in ("symbols", "positions", "kpts", "gpts")}
+        if mode == "density":
+            (folder / "POSCAR").write_text(Poscar(structure).get_str(significant_figures=12))
+            task = {"poscar": str(folder / "POSCAR"), "out": str(folder / "density.npz")}
+        else:
+            cell = settings["cell"] if mode == "none" else strained_cell(settings["cell"], cast(Mode, mode), d)
+            vectors = np.asarray(cell, dtype=float)
+            if abs(vectors @ vectors.T - np.diag((vectors**2).sum(1))).max() > 1e-6:
+                raise EcdError(settings["crystal"], "a strained cell is not orthogonal", "Use orthogonal_cell.")
+            task["cell"] = np.linalg.norm(vectors, axis=1).tolist()  # along x, y and z
+        (folder / "task.json").write_text(json.dumps(task))
+        begun = time.perf_counter()
+        command = [interpreter, str(folder / "strained.py"), str(folder / "task.json")]
+        done = run_gpaw(command, Path(settings["crystal"]), name, None)
+        return {"energy": done.pop("energy"), "seconds": round(time.perf_counter() - begun, 3), **done}
+
+
+def load_strains(name: str) -> dict[str, Any]:
+    """The bundled calculations of one crystal (see :func:`run_strains`), e.g. ``"LiH_225"``.
+
+    Raises:
+        EcdError: none of that name.
+    """
+    record: dict[str, Any] = json.loads(data_file(f"elastic/{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def strain_energies(record: Mapping[str, Any]) -> tuple[Floats, dict[Mode, Floats]]:
+    """Strains (n,) and for each deformation (n,) energies (eV per cell) of a record.
+
+    The unstrained cell stands in all three.
+
+    Raises:
+        EcdError: the calculations are not finished.
+    """
+    found = {(c["mode"], c["strain"]): c["energy"] for c in record["calculations"]}
+    strains = record["settings"]["strains"]
+    try:
+        values = {m: np.array([found[m if d else "none", d] for d in strains], dtype=float) for m in MODES}
+    except KeyError as error:
+        problem = f"lacks the calculation {error.args[0]}"
+        raise EcdError(record["settings"]["crystal"], problem, "Finish it with run_strains.") from error
+    return np.array(strains, dtype=float), values

@@ -1,0 +1,1 @@
+"""Numbers that describe a crystal, one kind a file."""

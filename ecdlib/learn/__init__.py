@@ -1,0 +1,1 @@
+"""Learning: splits, runs, results, predictions."""

@@ -1,0 +1,267 @@
+"""The one training loop for torch models, and the scikit-learn estimator around it (Lean CNN paper, 3.2 and 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.density.core import Floats
+from ecdlib.features.graphs import CrystalGraphs
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a torch model is trained; the defaults are the paper's where it gives them."""
+
+    epochs: int = 650
+    batch_size: int = 50
+    learning_rate: float = 5e-3  #: initial, of Adam
+    first_cycle: int = 50  #: epochs until the first warm restart; the paper gives none
+    cycle_growth: int = 3  #: each cycle is that much longer than the one before; 50 + 150 + 450 make the paper's 650
+    precondition: bool = True  #: whiten the input of the first layer, for networks that can
+    precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions; weights stay float32
+    seed: int = 0  #: of the weights, the order of the samples and the dropout
+    held_out: float = 0.0  #: share of the training samples that an estimator sets aside for early stopping
+    patience: int = 0  #: epochs without a better validation loss after which training stops; 0: never
+    checkpoint_every: int = 10  #: epochs between checkpoints, if a file for them is given
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``"auto"`` is the GPU if there is one.
+
+    Raises:
+        EcdError: CUDA asked for where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EcdError("device=cuda", "this machine or this torch has no CUDA", "Take auto, or make env TORCH=auto.")
+    return torch.device(device)
+
+
+def _seed_epoch(seed: int, epoch: int) -> torch.Generator:
+    """Each epoch has random numbers of its own, so that a resumed run goes on exactly as an uninterrupted one."""
+    torch.manual_seed(1_000_003 * (seed + 1) + epoch)
+    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss of each epoch; no validation losses where there are no validation data."""
+
+    train: list[float]
+    validation: list[float]
+
+
+#: What networks take: a tensor ``(n, ...)``, or graphs of n crystals.
+Inputs = Tensor | CrystalGraphs
+
+
+def fit(
+    model: nn.Module,
+    X: Inputs,
+    y: Tensor | None,
+    settings: TrainingSettings,
+    *,
+    validation: tuple[Inputs, Tensor | None] | None = None,
+    augment: Callable[[Any, torch.Generator], Tensor] | None = None,
+    device: str = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Losses:
+    """Minimize the mean squared error with Adam and cosine annealing with warm restarts.
+
+    All data live on the device. With validation data, the weights of the epoch with the smallest validation loss are
+    kept, and training stops early if ``settings.patience`` says so.
+
+    With a ``checkpoint`` an interrupted run is resumed from its last checkpoint and gives
+    what an uninterrupted one gives; the file is removed at the end.
+
+    Args:
+        X: ``(n, ...)`` inputs, or graphs of n crystals.
+        y: ``(n, targets)`` normalized targets, NaN where there is none; None: the input itself (an autoencoder).
+        validation: the same for crystals that are not trained on.
+        augment: changes a batch of inputs in each step, with random numbers from the generator.
+
+    Raises:
+        EcdError: a loss that is not finite, or a checkpoint of another model or of other settings.
+    """
+    where = pick_device(device)
+    model.to(where)
+    X, y = X.to(where), None if y is None else y.to(where)
+    if validation is not None:
+        validation = validation[0].to(where), None if validation[1] is None else validation[1].to(where)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, settings.first_cycle, settings.cycle_growth
+    )
+    losses, checked = [], []
+    best: dict[str, Tensor] = {}
+    path = Path(checkpoint) if checkpoint else None
+    data = _digest(X, y, *(validation or ())) if path else ""
+    label = {"settings": asdict(settings), "model": repr(model), "data": data}
+    if path is not None and path.is_file():
+        try:
+            state = torch.load(path, map_location=where, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise EcdError(path, "is not a readable checkpoint", "Remove it to start anew.") from error
+        if state["label"] != label:
+            raise EcdError(path, "belongs to another model, data or settings", "Remove it to start anew.")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        losses, checked, best = state["losses"], state["checked"], state["best"]
+    model.train()
+    mixed, unknown = settings.precision == "bfloat16", _unknown(y)
+    bar = tqdm(range(len(losses), settings.epochs), initial=len(losses), total=settings.epochs, disable=not progress)
+    for epoch in bar:
+        if settings.patience and len(checked) - 1 - int(np.argmin(checked or [0])) >= settings.patience:
+            break
+        generator = _seed_epoch(settings.seed, epoch)
+        order = torch.randperm(len(X), generator=generator).to(where)
+        total = torch.zeros((), device=where)
+        batches = list(order.split(settings.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches.pop()  # batch normalization needs two
+        for batch in batches:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
+                inputs = X[batch] if augment is None else augment(X[batch], generator)
+                prediction = model(inputs)
+            residual = prediction.float() - (inputs if y is None else y[batch])
+            loss = _known(residual, unknown, batch).square().mean()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(batch)
+        schedule.step()
+        losses.append(float(total) / len(X))
+        if not np.isfinite(losses[-1]):
+            remedy = "Lower the learning rate, or look for NaN in the data."
+            raise EcdError(f"epoch {epoch}", "the loss is not finite", remedy)
+        if validation is not None:
+            checked.append(_loss(model, *validation, settings.batch_size))
+            if checked[-1] == min(checked):
+                best = {key: value.clone() for key, value in model.state_dict().items()}
+        bar.set_postfix({"loss": f"{losses[-1]:.3g}"} | ({"validation": f"{checked[-1]:.3g}"} if checked else {}))
+        if path is not None and (epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs:
+            state = {"label": label, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"schedule": schedule.state_dict(), "losses": losses, "checked": checked, "best": best}
+            with atomic_write(path) as temporary:
+                torch.save(state, temporary)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    if best:
+        model.load_state_dict(best)
+    model.eval()
+    return Losses(losses, checked)
+
+
+def _digest(*inputs: Inputs | None) -> str:
+    digest = hashlib.sha256()
+    for each in inputs:
+        for tensor in each.tensors() if isinstance(each, CrystalGraphs) else [each]:
+            digest.update(b"none" if tensor is None else tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _unknown(y: Tensor | None) -> Tensor | None:
+    """Where targets are NaN; None if none is."""
+    return y.isnan() if y is not None and y.isnan().any() else None
+
+
+def _known(error: Tensor, unknown: Tensor | None, batch: Tensor) -> Tensor:
+    """Errors of what has a target."""
+    return error if unknown is None else error[~unknown[batch]]
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, X: Inputs, y: Tensor | None, batch_size: int) -> float:
+    """Mean squared error in evaluation mode."""
+    model.eval()
+    total, unknown = 0.0, _unknown(y)
+    for batch in torch.arange(len(X), device=next(model.parameters()).device).split(batch_size):
+        error = model(X[batch]).float() - (X[batch] if y is None else y[batch])
+        total += float(_known(error, unknown, batch).square().mean()) * len(batch)
+    model.train()
+    return total / len(X)
+
+
+def set_aside(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the training samples that choose the epoch, and of those that are trained on; shuffled."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    n_held = round(share * n)
+    return order[:n_held], order[n_held:]
+
+
+def _as_inputs(X: Floats | CrystalGraphs) -> Inputs:
+    return X if isinstance(X, CrystalGraphs) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
+
+
+class TorchRegressor(RegressorMixin, BaseEstimator):
+    """A torch model as a scikit-learn estimator: targets normalized on what it is fitted to, predictions scaled back.
+
+    Args:
+        make_module: returns a fresh module.
+        settings: of the training; its seed also fixes the fresh weights.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self,
+        make_module: Callable[[], nn.Module],
+        settings: TrainingSettings = TrainingSettings(),
+        device: str = "auto",
+        checkpoint: str | None = None,
+        progress: bool = True,
+    ):
+        self.make_module = make_module
+        self.settings = settings
+        self.device = device
+        self.checkpoint = checkpoint
+        self.progress = progress
+
+    def fit(self, X: Floats | CrystalGraphs, y: Floats) -> Self:
+        """Train on ``X (n, channels, ...)``, or n graphs, and ``y (n,)`` or ``(n, targets)``, NaN where unknown."""
+        targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+        self.mean_, self.scale_ = np.nanmean(targets, 0), np.nanstd(targets, 0)
+        torch.manual_seed(self.settings.seed)
+        self.module_ = self.make_module()
+        inputs = _as_inputs(X)
+        precondition = getattr(self.module_, "precondition", None)
+        if self.settings.precondition and precondition is not None:
+            precondition(inputs)
+        scaled = torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32))
+        held, train = set_aside(len(inputs), self.settings.held_out, self.settings.seed)
+        self.losses_ = fit(
+            self.module_,
+            inputs[train] if len(held) else inputs,
+            scaled[train] if len(held) else scaled,
+            self.settings,
+            validation=(inputs[held], scaled[held]) if len(held) else None,
+            device=self.device,
+            checkpoint=self.checkpoint,
+            progress=self.progress,
+        ).train
+        return self
+
+    def predict(self, X: Floats | CrystalGraphs) -> NDArray[np.float64]:
+        """Predictions in the unit of the target: ``(n,)``, or ``(n, targets)`` for several."""
+        where = next(self.module_.parameters()).device
+        inputs = _as_inputs(X)
+        with torch.no_grad():
+            batches = torch.arange(len(inputs)).tensor_split(max(1, len(inputs) // 64))
+            parts = [self.module_(inputs[batch].to(where)).cpu().numpy() for batch in batches]
+        scaled: Any = np.concatenate(parts).astype(np.float64) * self.scale_ + self.mean_
+        return scaled[:, 0] if scaled.shape[1] == 1 else scaled
