@@ -407,12 +407,6 @@ def finished(build: Path, name: str, values: Any, one: str, ours: list[float]) -
     made_by = {"notebook": name, "parameters": values.model_dump()}
     write_payload(folder / "results", one, ours, reason="made up", made_by=made_by)
     meta = {"notebook": name, "parameters": values.model_dump(), "key": runs.cache_key(name, values)} | {"reads": {}}
-        "notebook": name,
-        "parameters": values.model_dump(),
-        "key": runs.cache_key(name, values),
-        "seconds": 1,
-        "reads": {},
-    }
     (folder / "key.json").write_text(json.dumps(meta))
 
 
