@@ -16,7 +16,7 @@ from ecdlib.density.core import ChargeDensity, Floats
 Field = Literal["sqrt", "density"]
 
 
-def _power(density: ChargeDensity, field: Field) -> Floats:
+def power_spectrum(density: ChargeDensity, field: Field) -> Floats:
     """Fourier coefficients of the autocorrelation, |F|² / N², on the half spectrum ``(nx, ny, nz//2 + 1)``."""
     values = density.values.astype(np.float64, copy=False)
     if field == "sqrt":
@@ -56,7 +56,7 @@ def autocorrelation(density: ChargeDensity, field: Field = "sqrt") -> Floats:
         >>> autocorrelation(ChargeDensity(values, np.eye(3), (), np.empty((0, 3))))[:, 0, 0]
         array([2.5, 2. ])
     """
-    return scipy.fft.irfftn(_power(density, field) * density.values.size, s=density.shape, workers=1)
+    return scipy.fft.irfftn(power_spectrum(density, field) * density.values.size, s=density.shape, workers=1)
 
 
 def standardized_autocorrelation(
@@ -84,7 +84,7 @@ def standardized_autocorrelation(
         raise EcdError(f"size={size}", "the grid needs an odd size, with r = 0 in its centre", "Try 51.")
     if not voxel > 0:
         raise EcdError(f"voxel={voxel}", "the voxel width must be positive", "Try 0.2 (Å).")
-    power, modes = _trim(*_symmetric(_power(density, field), density.shape))
+    power, modes = _trim(*symmetric_modes(power_spectrum(density, field), density.shape))
     reciprocal = 2 * np.pi * np.linalg.inv(density.lattice)  # phase = r @ reciprocal @ m
     x = voxel * np.arange(-(size // 2), size // 2 + 1)
     z = x[size // 2 :]  # the other half follows from f(r) = f(-r)
@@ -93,7 +93,7 @@ def standardized_autocorrelation(
     return np.concatenate([half[::-1, ::-1, :0:-1], half], axis=2)
 
 
-def _symmetric(power: Floats, shape: tuple[int, int, int]) -> tuple[Floats, list[Floats]]:
+def symmetric_modes(power: Floats, shape: tuple[int, int, int]) -> tuple[Floats, list[Floats]]:
     """Coefficients on modes -n/2..n/2 (z: 0..n/2), so that the real part of their sum is the field.
 
     The Nyquist term of an even grid is shared by +n/2 and -n/2; modes with z > 0 stand for their mirror image too.
