@@ -13,7 +13,7 @@ import typer
 from ecdlib.base.errors import EcdError, atomic_write
 
 if TYPE_CHECKING:
-    from ecdlib.book.parameters import Parameters
+    from ecdlib.base.settings import Parameters
 
 app = typer.Typer(
     add_completion=False,

@@ -100,7 +100,7 @@ def test_the_description_tells_all_of_the_schema(notebook):
         "type": "int",
         "quick": "0",
         "full": "0",
-        "meaning": "of every random choice",
+        "meaning": "random seed",
     }
     assert title(notebook).endswith(".")
 

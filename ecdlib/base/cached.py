@@ -29,7 +29,7 @@ CACHE = ROOT / "_build" / "cache"
 #: Names of packages whose import has another name.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image", "xgboost": "xgboost-cpu", "yaml": "PyYAML"}
 #: What runs a notebook without touching its numbers: parameters count by their values, not by their schemas.
-HARNESS = ("ecdlib.book.runs", "ecdlib.book.parameters")
+HARNESS = ("ecdlib.base.settings", "ecdlib.book.runs", "ecdlib.book.parameters")
 
 Arrays = dict[str, NDArray[Any]]
 

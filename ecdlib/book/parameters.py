@@ -12,17 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ecdlib.base.errors import EcdError
-
-Profile = Literal["tiny", "quick", "full"]
-
-
-def _odd(size: int) -> int:
-    if size % 2 == 0:
-        raise ValueError("must be odd, with r = 0 in the centre")
-    return size
+from ecdlib.base.settings import Parameters, Profile, Size, Subset
 
 
 def _bundled(name: str) -> str:
@@ -39,12 +32,6 @@ def _pair(name: str) -> str:
     if name not in load_densities("pairs"):
         raise ValueError(f"is no pair; there are {', '.join(load_densities('pairs').names)}")
     return name
-
-
-def _subset(crystals: int) -> int:
-    if 0 < crystals < 60:
-        raise ValueError("is too few to train and test on: take 0 for all, or at least 60")
-    return crystals
 
 
 def _density(file: str) -> str:
@@ -77,27 +64,12 @@ Target = Literal[
     "debye_temperature",
     "formation_energy",
 ]
-Size = Annotated[int, AfterValidator(_odd)]
 Channels = Annotated[Literal[8, 16, 32], BeforeValidator(int)]  # the command line gives text
 Degree = Annotated[Literal[2, 4], BeforeValidator(int)]
-Subset = Annotated[int, AfterValidator(_subset)]
 Table = Annotated[str, AfterValidator(_table)]
 Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
 PairName = Annotated[str, AfterValidator(_pair)]
-
-
-class Parameters(BaseModel):
-    """Base of all schemas. The defaults are the ``quick`` preset; ``full`` holds what the papers' settings change,
-    ``tiny`` what makes a run fit into the tests (its results mean nothing)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    full: ClassVar[dict[str, Any]] = {}
-    tiny: ClassVar[dict[str, Any]] = {}
-
-    profile: Profile = Field("quick", description="preset these values started from")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where torch models run")
-    seed: int = Field(0, ge=0, description="of every random choice")
 
 
 class DatasetParameters(Parameters):
@@ -436,19 +408,7 @@ def resolve(notebook: str, given: Mapping[str, Any], profile: Profile = "quick")
     Raises:
         EcdError: an unknown name, or a value of the wrong type or out of range.
     """
-    kind = schema(notebook)
-    preset = {"profile": profile} | {"full": kind.full, "tiny": kind.tiny}.get(profile, {})
-    try:
-        return kind(**{**preset, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            problem, remedy = f"unknown parameter '{name}'", f"Parameters are: {', '.join(kind.model_fields)}."
-        else:
-            problem = f"parameter {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
-            remedy = f"It means: {kind.model_fields[name].description} (default {kind.model_fields[name].default!r})."
-        raise EcdError(f"notebook '{notebook}'", problem, remedy) from error
+    return schema(notebook).checked(given, profile, f"notebook '{notebook}'")
 
 
 def changed(notebook: str, parameters: Parameters) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from ecdlib.base.cached import HARNESS, code_digest, imported_names
 from ecdlib.base.errors import EcdError
 from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT, files_read, is_unchanged, sha256
+from ecdlib.base.settings import Parameters, Profile
 from ecdlib.book import artifacts, parameters
-from ecdlib.book.parameters import Parameters
 
 #: Build products: runs, caches, the book.
 BUILD = ROOT / "_build"
@@ -276,7 +276,7 @@ def finished_runs() -> list[tuple[str, Parameters, Path, bool]]:
         if meta.get("notebook") not in parameters.NOTEBOOKS:
             continue
         try:
-            profile = cast(parameters.Profile, meta["parameters"].get("profile", "quick"))
+            profile = cast(Profile, meta["parameters"].get("profile", "quick"))
             values = parameters.resolve(meta["notebook"], meta["parameters"], profile)
         except EcdError:  # a parameter of an earlier version
             continue
@@ -290,7 +290,7 @@ def current_scoreboard() -> list[dict[str, Any]]:
     A payload of sources that have changed since carries ``stale: true``.
     """
     originals = [run for run in finished_runs() if not parameters.changed(run[0], run[1])]
-    originals.sort(key=lambda run: (run[3], get_args(parameters.Profile).index(run[1].profile)))  # the last one counts
+    originals.sort(key=lambda run: (run[3], get_args(Profile).index(run[1].profile)))  # the last one counts
     rows = artifacts.scoreboard([run[2] / "results" for run in originals], covered_artifacts())
     current = {(run[0], run[1].profile): run[3] for run in originals}
     for row in rows:

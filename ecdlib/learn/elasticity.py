@@ -23,7 +23,7 @@ from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import bundled_in, data_file
 from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.book.parameters import CgcnnParameters
-from ecdlib.data.properties import PROPERTIES
+from ecdlib.data.properties import PROPERTIES, UNITS, labelled
 from ecdlib.data.tables import crystal_system, load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.density.core import Floats
 from ecdlib.features.graphs import CrystalGraphs, cached_graphs, crystal_graphs
@@ -35,10 +35,10 @@ from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings, pick
 
 #: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
 TARGETS: dict[str, dict[str, str]] = {
-    "matbench": {t: PROPERTIES[t] for t in ("bulk_modulus", "shear_modulus")},
-    "fusion": PROPERTIES,
+    "matbench": {t: UNITS[t] for t in labelled("matbench")},
+    "fusion": {t: UNITS[t] for t in labelled("fusion")},
 }
-LOGARITHMIC = {"bulk_modulus", "shear_modulus", "youngs_modulus", "debye_temperature"}
+LOGARITHMIC = {t for t, p in PROPERTIES.items() if p.logarithmic}
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
 

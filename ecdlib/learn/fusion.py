@@ -17,7 +17,7 @@ from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import bundled_in, data_file, load_manifest
 from ecdlib.book.parameters import FusionParameters
-from ecdlib.data.properties import PROPERTIES
+from ecdlib.data.properties import UNITS, labelled
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.features.collection import QUANTILE_NAMES, bundled_features, statistics
@@ -28,6 +28,9 @@ from ecdlib.learn.latents import POOLINGS, Autoencoder, bundled_grids, bundled_n
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
 from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
+
+#: Properties that the crystals are labelled with, and their units.
+PROPERTIES = {t: UNITS[t] for t in labelled("fusion")}
 
 
 def density_features(p: FusionParameters) -> Floats:

@@ -15,11 +15,12 @@ import pandas as pd
 from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.base.resources import bundled_in, data_file, read_once
 from ecdlib.book.parameters import TrainingParameters, resolve
+from ecdlib.data.properties import PROPERTIES, UNITS
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import DensityStore, load_densities
 from ecdlib.density.valence import Valence, is_standard, read_calibration, recognize, target_electrons, to_ours
 from ecdlib.features.collection import FeatureSettings, statistics
-from ecdlib.learn.experiments import UNITS, Experiment, arrange, load_experiment, settings, shipped_results
+from ecdlib.learn.experiments import Experiment, arrange, load_experiment, settings, shipped_results
 from ecdlib.learn.portability import (
     ROUTES,
     calibrating_compounds,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 Calibration = Mapping[str, tuple[float, float]]
 #: What ``ecd predict`` takes unless told otherwise.
 DEFAULT_MODEL = "density-gpr-portable"
-#: Properties that are positive, so that what a conversion costs is relative to them.
-POSITIVE = ("bulk_modulus", "youngs_modulus", "shear_modulus", "debye_temperature")
+#: What a conversion costs is relative to these.
+POSITIVE = tuple(t for t, p in PROPERTIES.items() if p.positive)
 
 
 @dataclass(frozen=True)
@@ -301,9 +302,7 @@ class FusionPredictor:
     @property
     def unit(self) -> str:
         """Unit of the property."""
-        from ecdlib.data.properties import PROPERTIES
-
-        return PROPERTIES[self.target]
+        return UNITS[self.target]
 
     @property
     def kind(self) -> str:

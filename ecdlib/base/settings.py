@@ -1,0 +1,70 @@
+"""Settings of a task: typed, with limits, units and presets, and one clear line for what is not allowed.
+
+Each class of settings stands beside the code that obeys it; a notebook that runs the task takes the same class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ecdlib.base.errors import EcdError
+
+Profile = Literal["tiny", "quick", "full"]
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("must be odd, with r = 0 in the centre")
+    return size
+
+
+def _subset(crystals: int) -> int:
+    if 0 < crystals < 60:
+        raise ValueError("is too few to train and test on: take 0 for all, or at least 60")
+    return crystals
+
+
+#: Voxels along each axis of a grid with r = 0 in its centre.
+Size = Annotated[int, AfterValidator(_odd)]
+#: Crystals that a task is restricted to; 0 are all.
+Subset = Annotated[int, AfterValidator(_subset)]
+
+
+class Parameters(BaseModel):
+    """Base of all settings. The defaults are the ``quick`` preset; ``full`` holds what the papers' settings change,
+    ``tiny`` what makes a run fit into the tests (its results mean nothing)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    full: ClassVar[dict[str, Any]] = {}
+    tiny: ClassVar[dict[str, Any]] = {}
+
+    profile: Profile = Field("quick", description="preset these values started from")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where torch models run")
+    seed: int = Field(0, ge=0, description="random seed")
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any], profile: Profile = "quick", source: object = "parameters") -> Self:
+        """The preset of ``profile``, overridden by ``given`` (text is converted to its type).
+
+        Args:
+            source: what the error names: a notebook, or the file that the values come from.
+
+        Raises:
+            EcdError: an unknown name, or a value of the wrong type or out of range.
+        """
+        preset = {"profile": profile} | {"full": cls.full, "tiny": cls.tiny}.get(profile, {})
+        try:
+            return cls(**{**preset, **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                problem, remedy = f"unknown parameter '{name}'", f"Parameters are: {', '.join(cls.model_fields)}."
+            else:
+                field = cls.model_fields[name]
+                problem = f"parameter {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+                remedy = f"It means: {field.description} (default {field.default!r})."
+            raise EcdError(source, problem, remedy) from error
