@@ -519,7 +519,7 @@ def data() -> None:
     """List the bundled densities."""
     from ecdlib.density.store import load_densities
 
-    for store in (load_densities("cubic"), load_densities("general")):
+    for store in (load_densities("cubic-all"), load_densities("general-all")):
         rows: list[Any] = store.table.reset_index().assign(set=store.path.stem).to_dict("records")
         _table(rows, ["name", "set", "spacegroup", "n_atoms", "n_electrons", "grid"])
 

@@ -419,7 +419,7 @@ def test_bundled_data_that_changed(copy_of_data, refused, tmp_path):
     assert readers.read_density("LiH_225").n_electrons == pytest.approx(2, abs=3e-4)
     replace(path, flipped(path.read_bytes(), 0.5))
     said = refused(path, "convert", "LiH_225", tmp_path / "out.cube")
-    assert "has changed: 9092322 bytes with SHA-256" in said
+    assert "has changed: 9912713 bytes with SHA-256" in said
     assert "Restore it with: git checkout -- data" in said
     replace(copy_of_data / "mp_crystals.csv", (copy_of_data / "mp_crystals.csv").read_bytes() + b"\n")
     with pytest.raises(EcdError, match=r"mp_crystals\.csv: has changed"):

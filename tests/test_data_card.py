@@ -8,7 +8,7 @@ import pandas as pd
 from ecdlib.base.resources import ROOT
 from ecdlib.crystals.screening import shipped_screening
 from ecdlib.data.tables import load_crystals
-from ecdlib.density.store import load_densities
+from ecdlib.density.store import load_densities, load_selection
 
 CARD = (ROOT / "data" / "README.md").read_text()
 
@@ -19,9 +19,15 @@ def said(*phrases: str) -> None:
 
 
 def test_sets_groups_and_wells() -> None:
-    cubic, general = load_densities("cubic"), load_densities("general")
+    cubic, general = load_densities("cubic-all"), load_densities("general-all")
     groups = cubic.table["spacegroup"].value_counts()
     said(", ".join(f"{group} ({count})" for group, count in groups.items()))
+    said(f"{general.table['spacegroup'].nunique()} groups: trigonal")
+    for which in ("cubic", "general"):
+        frozen = load_densities(which)
+        said(f"| {which} | {len(frozen)} | of {which}-all: ")
+    held_out, lean = load_selection("held-out"), load_selection("lean")
+    said(f"all {len(lean)} crystals", f"a tenth of all {len(cubic) + len(general):,}, {len(held_out)} crystals drawn")
     lowest = {store: [float(d.values.min()) for d in store] for store in (cubic, general)}
     wells = [sum(v < 0 for v in lowest[store]) for store in (cubic, general)]
     said(
@@ -29,7 +35,7 @@ def test_sets_groups_and_wells() -> None:
         f"so are {wells[1]} of the {len(general)} others",
     )
     said(f"down to −{-min(min(v) for v in lowest.values()):.1f} e/Å³")
-    said(f"In the cubic set {(cubic.table['magnetic_moment'].abs() > 0.05).sum()} crystals carry a magnetic moment")
+    said(f"Of all cubic ones {(cubic.table['magnetic_moment'].abs() > 0.05).sum()} crystals carry a magnetic moment")
     labels = general.table.index.str.rsplit("_", n=1).str[-1].astype(int)
     said(f"for {(labels != general.table['spacegroup']).sum()} crystals")
     assert set(cubic.names) | set(general.names) <= set(load_crystals().index)

@@ -189,7 +189,7 @@ def test_data_lists_the_bundled_crystals(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     text = capsys.readouterr().out
-    assert len(re.findall(r"ecd_(?:cubic|general)", text)) == 988
+    assert len(re.findall(r"ecd_(?:cubic|general)", text)) == 1125
     assert "Fe3SnC_221" in text
 
 

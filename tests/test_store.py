@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 import warnings
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import spglib
 from hypothesis import given
@@ -14,8 +16,17 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import ROOT, data_file
 from ecdlib.density.core import ChargeDensity
-from ecdlib.density.store import DensityStore, load_densities, load_density, symmetry_reduce, voxel_orbits, write_store
+from ecdlib.density.store import (
+    DensityStore,
+    load_densities,
+    load_density,
+    load_selection,
+    symmetry_reduce,
+    voxel_orbits,
+    write_store,
+)
 
 #: Space group, lattice, species and positions of the asymmetric unit: each crystal system, some with glides or screws.
 GROUPS = {
@@ -205,13 +216,13 @@ def test_a_bundled_entry_survives_being_written_and_read_again(name, tmp_path):
     assert report["stored"].iloc[0] < 0.1 * report["voxels"].iloc[0]
 
 
-@pytest.mark.parametrize(("which", "part"), [("cubic", 0), ("cubic", 1), ("general", 0), ("pairs", 0)])
+@pytest.mark.parametrize(("which", "part"), [("cubic-all", 0), ("cubic-all", 1), ("general-all", 0), ("pairs", 0)])
 def test_every_bundled_density_integrates_to_its_electrons(which, part):
-    """All 988 (in four parts), and the pairs: finite, of positive charge, electrons to 3e-4."""
+    """All 1,125 (in three parts), and the pairs: finite, of positive charge, electrons to 3e-4."""
     store = load_densities(which)
-    assert len(store) == {"cubic": 892, "general": 96, "pairs": 99}[which]
+    assert len(store) == {"cubic-all": 958, "general-all": 167, "pairs": 99}[which]
     table = store.table.sort_values(["grid", "spacegroup"])
-    names = list(table.index)[part::2] if which == "cubic" else list(table.index)
+    names = list(table.index)[part::2] if which == "cubic-all" else list(table.index)
     errors = {n: abs(store[n].n_electrons - table["n_electrons"][n]) for n in names}
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] < 3e-4, f"{worst} is off by {errors[worst]}"
@@ -258,7 +269,43 @@ def test_a_write_that_fails_midway_leaves_nothing_and_keeps_what_was_there(tmp_p
 
 def test_a_store_is_much_smaller_than_the_text_it_replaces():
     """The autoencoder paper compresses to 1/117; symmetry alone, without any loss, does better on cubic crystals."""
-    store = load_densities("cubic")
+    store = load_densities("cubic-all")
     voxels = sum(int(np.prod(grid)) for grid in store.table["grid"])
     text = voxels * 18  # bytes a value takes in a CHGCAR
     assert text / store.path.stat().st_size > 117
+
+
+def test_the_frozen_selections_are_the_crystals_of_the_latent_database_in_their_order():
+    """Results of the book are made of them: another crystal, or another order, would change its numbers."""
+    with np.load(data_file("latents.npz"), allow_pickle=False) as z:
+        frozen = z["names"].tolist()
+    assert load_selection("densities-988") == frozen
+    assert load_selection("cubic-892") + load_selection("general-96") == frozen
+    for which in ("cubic", "general"):
+        store, everything = load_densities(which), load_densities(f"{which}-all")
+        assert store.names == everything.names[: len(store)]
+        assert list(store.table.index) == store.names
+        assert everything.names[-1] not in store
+        with pytest.raises(EcdError, match="no such crystal"):
+            store[everything.names[-1]]
+
+
+def test_a_selection_of_a_store_gives_the_same_densities_in_the_order_asked_for():
+    store = load_densities("cubic-all")
+    part = store.select(["NaCl_225", "LiH_225"])
+    assert [d.name for d in part] == part.names == ["NaCl_225", "LiH_225"]
+    assert same(part["LiH_225"], store["LiH_225"])
+    with pytest.raises(EcdError, match="no such crystal"):
+        store.select(["nothing"])
+    with pytest.raises(EcdError, match=r"no such selection of densities\. There are: cubic-892"):
+        load_selection("nothing")
+
+
+def test_held_out_crystals_are_a_tenth_and_share_no_formula_with_the_others():
+    table = pd.concat([load_densities("cubic-all").table, load_densities("general-all").table])
+    names = load_selection("held-out")
+    assert 0.1 <= len(names) / len(table) < 0.105
+    assert not set(table["formula"][names]) & set(table["formula"].drop(names))
+    making = runpy.run_path(str(ROOT / "data" / "make" / "selections.py"))
+    assert making["held_out"](table["formula"]) == names, "drawn by the seed that the script states"
+    assert load_selection("lean") == list(table.index[table["spacegroup"].isin([216, 221, 225])])

@@ -21,7 +21,7 @@ from ecdlib.base.settings import Parameters, Profile, Size, Subset
 def _bundled(name: str) -> str:
     from ecdlib.density.store import load_densities
 
-    if name not in load_densities("cubic") and name not in load_densities("general"):
+    if name not in load_densities("cubic-all") and name not in load_densities("general-all"):
         raise ValueError("is no bundled crystal; `ecd data` lists them")
     return name
 
@@ -42,7 +42,7 @@ def _density(file: str) -> str:
         return str(Path(file).resolve())  # notebooks run in another folder
     plain = file.split("::")[0]
     found = (ROOT / plain).is_file() or Path(plain).is_file()
-    if not (found or file in load_densities("cubic") or file in load_densities("general")):
+    if not (found or file in load_densities("cubic-all") or file in load_densities("general-all")):
         raise ValueError("is neither a file nor the name of a bundled crystal")
     return file
 

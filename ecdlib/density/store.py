@@ -23,8 +23,10 @@ File attributes: ``method`` (how computed) and ``convention`` (whose valence ele
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -188,13 +190,29 @@ class DensityStore:
 
     @property
     def names(self) -> list[str]:
-        """Names of all crystals, in the file's order."""
+        """Names of all crystals, in order."""
         return list(self._row)
 
-    def __getitem__(self, name: str) -> ChargeDensity:
+    def select(self, names: Sequence[str]) -> DensityStore:
+        """The same store with some of its crystals only, in the order given.
+
+        Raises:
+            EcdError: a name that is not in it.
+        """
+        for name in names:
+            self._checked(name)
+        part = copy.copy(self)
+        part.table = self.table.loc[list(names)]
+        part._row = {name: self._row[name] for name in names}
+        return part
+
+    def _checked(self, name: str) -> int:
         if name not in self._row:
             raise EcdError(f"{self.path}::{name}", "no such crystal in this store", "`.names` lists what it holds.")
-        i = self._row[name]
+        return self._row[name]
+
+    def __getitem__(self, name: str) -> ChargeDensity:
+        i = self._checked(name)
 
         def part(offset: str, key: str) -> Any:
             return h[key][self._offsets[offset][i] : self._offsets[offset][i + 1]]
@@ -293,17 +311,40 @@ def write_store(
     return pd.DataFrame(report, columns=["name", "voxels", "stored", "error"]).set_index("name")
 
 
-def load_densities(which: Literal["cubic", "general", "pairs"] = "cubic") -> DensityStore:
+_SELECTED = {"cubic": "cubic-892", "general": "general-96"}
+
+
+def load_selection(name: str) -> list[str]:
+    """Names of a selection of the bundled densities, in a fixed order (``data/selections.json``).
+
+    ``cubic-892`` and ``general-96`` (together ``densities-988``) are the sets that most results of the book are made
+    of; ``lean`` holds all of space groups 216, 221 and 225; ``held-out``, a tenth of all, is for tests of models that
+    were fitted without them.
+
+    Raises:
+        EcdError: no such selection.
+    """
+    selections = json.loads(data_file("selections.json").read_text())
+    if name not in selections:
+        raise EcdError(name, "no such selection of densities", f"There are: {', '.join(selections)}.")
+    return list(selections[name]["names"])
+
+
+def load_densities(
+    which: Literal["cubic", "general", "cubic-all", "general-all", "pairs"] = "cubic",
+) -> DensityStore:
     """Bundled valence densities (GPAW, PBE), computed for this project.
 
     Args:
-        which: ``"cubic"`` 892 cubic crystals; ``"general"`` 96 others; ``"pairs"`` 14 of the cubic ones with another
-            number of valence electrons for one element.
+        which: ``"cubic-all"`` 958 cubic crystals; ``"general-all"`` 167 others; ``"cubic"`` and ``"general"`` the
+            selections ``cubic-892`` and ``general-96`` of them (see :func:`load_selection`); ``"pairs"`` 99 of the
+            cubic ones with another number of valence electrons for some elements.
 
     Raises:
         EcdError: see :func:`data_file`.
     """
-    return DensityStore(data_file(f"ecd_{which}.h5"))
+    store = DensityStore(data_file(f"ecd_{which.removesuffix('-all')}.h5"))
+    return store.select(load_selection(_SELECTED[which])) if which in _SELECTED else store
 
 
 def load_density(name: str) -> ChargeDensity:
@@ -312,7 +353,7 @@ def load_density(name: str) -> ChargeDensity:
     Raises:
         EcdError: no bundled crystal of that name.
     """
-    for store in (load_densities("cubic"), load_densities("general")):
+    for store in (load_densities("cubic-all"), load_densities("general-all")):
         if name in store:
             return store[name]
     raise EcdError(name, "no bundled density of that name", "`ecd data` lists them; a file needs its full path.")

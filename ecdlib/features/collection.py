@@ -25,7 +25,7 @@ from ecdlib.density.cell import to_conventional
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.io import read_density
 from ecdlib.density.negative import redistribute_negative_charge
-from ecdlib.density.store import DensityStore
+from ecdlib.density.store import DensityStore, load_selection
 from ecdlib.density.valence import Valence, to_convention
 from ecdlib.features.autocorrelation import (
     QUANTILES,
@@ -271,14 +271,13 @@ def bundled_features(
     Computed once for each settings, names, data and code (``_build/cache``), then read.
 
     Args:
-        names: crystals wanted; by default all 988.
+        names: crystals wanted; by default the selection ``densities-988``.
 
     Returns:
-        ``(n, k)`` values (see :func:`cubic_average`) and the report, in the order of the names
-        (of the stores, if none are given).
+        ``(n, k)`` values (see :func:`cubic_average`) and the report, in the order of the names.
     """
     stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
-    names = [n for path in stores for n in DensityStore(path).names] if names is None else list(names)
+    names = load_selection("densities-988") if names is None else list(names)
 
     def make() -> Arrays:
         sources = [

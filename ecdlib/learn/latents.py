@@ -25,7 +25,7 @@ from ecdlib.base.resources import bundled_in, data_file
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.cell import conventional_cell, conventional_grid, resample, to_conventional
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.density.store import load_densities
+from ecdlib.density.store import load_densities, load_selection
 
 if TYPE_CHECKING:
     from ecdlib.book.parameters import AutoencoderParameters
@@ -82,12 +82,12 @@ def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
 
 
 def bundled_names() -> list[str]:
-    """Names of all bundled densities: the cubic ones, then the others."""
-    return [*load_densities("cubic").names, *load_densities("general").names]
+    """Names of the bundled densities that the latents are made of: the selection ``densities-988``."""
+    return load_selection("densities-988")
 
 
 def bundled_grids(edge: int, route: Route) -> Floats:
-    """All bundled densities on the common grid, ``(988, edge, edge, edge)`` float32, in the order of the names.
+    """These densities on the common grid, ``(988, edge, edge, edge)`` float32, in the order of the names.
 
     Computed once for each edge, data and code (``_build/cache``), then read.
     """
