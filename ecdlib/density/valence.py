@@ -3,8 +3,8 @@
 Densities of two codes, or of two sets of potentials, differ twice. They hold different closed shells; and inside the
 cutoff radii each replaces the true density by a smooth one of the same charge. Smoothed by a Gaussian, densities of
 one valence nearly agree; and a closed shell is then a form factor, a function of the wave number alone, times the
-structure's phases. The form factors follow from the radial functions of GPAW's data sets (``gpaw_shells.py`` makes
-the file).
+structure's phases. The form factors follow from the radial functions of GPAW's data sets
+(``data/make/gpaw_shells.py`` makes the file).
 """
 
 from __future__ import annotations
@@ -33,16 +33,25 @@ from ecdlib.density.core import ChargeDensity, Floats
 
 #: Standard deviation, Å, of the Gaussian that smooths a converted density.
 SMOOTHING = 0.3
+#: Wavenumber, 1/Å, up to which form factors are known. The smoothing leaves 1e-5 of what is there.
+WAVES = 16.0
 #: Width, Å, of the function that a calibration adds to a form factor.
 CALIBRATION_WIDTH = 0.25
 #: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: ns and (n-1)d for
-#: groups 1 to 12, ns and np beyond (Na 1, Fe 8, Zn 12, In 3, Pb 4).
+#: groups 1 to 12, ns and np beyond (Na 1, Fe 8, Zn 12, In 3, Pb 4). Where GPAW ships no set, as of its neighbours:
+#: lanthanides 11 and chemically 3 (Eu and Yb 10 and 2), their 4f shell is core; of actinides 5f is valence in both.
 Target = Literal["gpaw", "chemical"]
+
+
+_NO_SET = "atom"
 
 
 @read_once
 def _form_factors() -> tuple[dict[tuple[str, str], dict[str, Floats]], Floats]:
-    """Form factors by (element, set) and shell; the set ``""`` has the standard set's core shells. And wavenumbers."""
+    """Form factors by (element, set) and shell, and wavenumbers.
+
+    The set ``""`` has core shells of the standard set; :data:`_NO_SET` stands for it where GPAW ships none.
+    """
     with np.load(data_file("valence/form_factors.npz"), allow_pickle=False) as z:
         found: dict[tuple[str, str], dict[str, Floats]] = {}
         for element, name, shell, values in zip(z["element"], z["set"], z["shell"], z["form_factor"], strict=True):
@@ -51,11 +60,11 @@ def _form_factors() -> tuple[dict[tuple[str, str], dict[str, Floats]], Floats]:
 
 
 def _standard(element: str) -> dict[str, Floats]:
-    try:
-        return _form_factors()[0][element, element]
-    except KeyError as error:
-        known = "H to Rn without Tc, Po, At and the lanthanides"
-        raise EcdError(element, "no valence shells are known for it", f"Elements that are: {known}.") from error
+    factors = _form_factors()[0]
+    found = factors.get((element, element)) or factors.get((element, _NO_SET))
+    if found is None:
+        raise EcdError(element, "no valence shells are known for it", "Elements that are: H to Pu.")
+    return found
 
 
 def _electrons(shells: Mapping[str, Floats] | tuple[str, ...]) -> int:
@@ -63,11 +72,11 @@ def _electrons(shells: Mapping[str, Floats] | tuple[str, ...]) -> int:
 
 
 def _is_chemical(element: str, shell: str) -> bool:
-    """Whether a shell is open or outermost: ns and (n-1)d of groups 1 to 12, ns and np beyond."""
+    """Whether a shell is open or outermost: ns, (n-1)d and 5f of groups 1 to 12, ns and np beyond."""
     atom, n, kind = Element(element), int(shell[0]), shell[1]
     if atom.group > 12:
         return n == atom.row and kind in "sp"
-    return (n == atom.row and kind == "s") or (n == atom.row - 1 and kind == "d")
+    return (n, kind) in ((atom.row, "s"), (atom.row - 1, "d"), (5, "f"))
 
 
 def shells(element: str, electrons: int) -> tuple[str, ...]:
@@ -117,7 +126,7 @@ def known_sets() -> pd.DataFrame:
     own = [
         {"family": "gpaw-0.9.20000", "element": element, "set": name, "electrons": _electrons(found)}
         for (element, name), found in _form_factors()[0].items()
-        if name
+        if name not in ("", _NO_SET)
     ]
     table = pd.concat([pd.DataFrame(own), table], ignore_index=True)
     return table.assign(
@@ -195,12 +204,12 @@ def _counted(
     """The one combination of known sets that the number of electrons fits.
 
     Args:
-        families: beginnings of the names of those that may be.
+        families: beginnings of the names of those that may be. Where they have none of an element, whole shells.
         standard: GPAW's standard sets alone.
     """
     table = known_sets()
     table = table[table["family"].str.startswith(families)]
-    choices = [sorted(set(table["electrons"][table["element"] == e])) for e in elements]
+    choices = [sorted(set(table["electrons"][table["element"] == e])) or list(ladder(e)) for e in elements]
     if standard:
         choices = [[target_electrons(e, "gpaw")] for e in elements]
     combinations = (dict(zip(elements, numbers, strict=True)) for numbers in itertools.product(*choices))
@@ -307,6 +316,24 @@ def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bo
         own = next((f for f in sets if _electrons(f) == electrons), own)
     zero = np.zeros_like(wavenumbers)
     return sum((every[s] for s in wanted), zero) - sum(own.values(), zero)
+
+
+@read_once
+def atomic_form_factor(element: str, target: Target) -> CubicSpline:
+    """Form factor of a neutral free atom: its valence electrons in a convention as a function of G (1/Å).
+
+    It is that of the PAW density (pseudo orbitals and compensation charges), isotropic, up to :data:`WAVES`.
+
+    Raises:
+        EcdError: an element without known shells.
+
+    Example:
+        >>> round(float(atomic_form_factor("Na", "chemical")(0)), 3)
+        1.0
+    """
+    factors, wavenumbers = _form_factors()
+    every = {**factors.get((element, ""), {}), **_standard(element)}
+    return CubicSpline(wavenumbers, sum(every[s] for s in shells(element, target_electrons(element, target))))
 
 
 class _Waves:
