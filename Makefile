@@ -1,4 +1,4 @@
-# make book: environment, notebooks, HTML.   make test: the tests.   make help: everything else.
+# make book: environment, notebooks, HTML.   make test: the tests, in minutes.   make help: everything else.
 PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= quick
@@ -8,9 +8,9 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.ready-$(TORCH)
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help env book test lint bench lock clean
+.PHONY: help env book test test-all lint bench lock clean
 help:
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
 
 env: $(STAMP) ## create the environment from requirements.lock
 $(STAMP): requirements.lock pyproject.toml
@@ -30,8 +30,11 @@ $(STAMP): requirements.lock pyproject.toml
 book: env ## execute the notebooks (PROFILE=quick or full) and build the HTML
 	$(BIN)/ecd book --profile $(PROFILE)
 
-test: env ## run the tests
+test: env ## run the tests that take minutes
 	$(BIN)/python -m pytest
+
+test-all: book ## run all tests, those of the built book among them
+	$(BIN)/python -m pytest -m "" --durations=15
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -9,12 +9,15 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from collections.abc import Callable  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
+from ecdlib.base.errors import EcdError  # noqa: E402
 from ecdlib.density.core import ChargeDensity  # noqa: E402
 
 hypothesis.settings.register_profile("ecdlib", deadline=None, max_examples=20, derandomize=True, database=None)
@@ -134,3 +137,41 @@ def crystal() -> Callable[..., ChargeDensity]:
         return ChargeDensity(values, lattice, species, np.array(positions, dtype=float), name=kind, **more)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def gpaw() -> str:
+    """A Python that can import GPAW."""
+    from ecdlib.dft.compute import find_gpaw_python
+
+    try:
+        return find_gpaw_python()
+    except EcdError:
+        pytest.skip("no Python with GPAW here (Debian: apt-get install gpaw gpaw-data)")
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that ``make`` fills once for all processes of the tests."""
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (factory.getbasetemp().parent if several else factory.getbasetemp()) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small crystal graph networks: ``r.npz`` holds what they are worth, ``model.npz`` the trained ensemble."""
+    from ecdlib.book.parameters import CgcnnParameters
+    from ecdlib.learn import elasticity
+
+    def make(folder: Path) -> None:
+        p = CgcnnParameters(epochs=1, sample=60, folds="all", members=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(elasticity, "available_cores", lambda: 1)  # no processes for so little
+            result = elasticity.run_elasticity(p, folder / "r.npz", progress=False)
+            elasticity.train_ensemble(p, result, folder / "model.npz")
+
+    return once(tmp_path_factory, "tiny-ensemble", make)

@@ -296,6 +296,7 @@ def shown(table: Any) -> list[list[str]]:
     return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
 
 
+@pytest.mark.browser
 def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     page = running.page
     cut = tmp_path / "CHGCAR.cut.gz"
@@ -336,6 +337,7 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     assert running.problems == []
 
 
+@pytest.mark.browser
 def test_the_database_in_a_browser(running: Running, tmp_path: Path) -> None:
     page = running.page
     page.get_by_text("Latent database", exact=True).click()

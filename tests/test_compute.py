@@ -17,13 +17,7 @@ from ecdlib.density.io import read_density
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import Valence, recognize
 from ecdlib.dft import compute, gpaw_script
-from ecdlib.dft.compute import compute_density, find_gpaw_python
-
-try:
-    PYTHON = find_gpaw_python()
-except EcdError:
-    PYTHON = ""
-needs_gpaw = pytest.mark.skipif(not PYTHON, reason="no Python with GPAW here (Debian: apt-get install gpaw gpaw-data)")
+from ecdlib.dft.compute import compute_density
 
 A = 4.018125  # Å, as the bundled LiH_225
 LIH = f"""LiH, conventional cell
@@ -63,11 +57,11 @@ def fake_python(folder: Path, body: str) -> Path:
     return path
 
 
-@needs_gpaw
-def test_density_is_the_bundled_one(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_density_is_the_bundled_one(gpaw: str, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "results" / "LiH.npz"
-    density = compute_density(poscar(tmp_path, LIH), out, python=PYTHON, progress=said.append)
+    density = compute_density(poscar(tmp_path, LIH), out, python=gpaw, progress=said.append)
     assert density.n_electrons == pytest.approx(2, abs=1e-4)
     assert sorted(density.species) == ["H", "Li"]  # the primitive cell
     assert density.name == "LiH_225"
@@ -96,13 +90,13 @@ def test_density_is_the_bundled_one(tmp_path: Path) -> None:
         assert npz["energy"] == pytest.approx(load_densities("cubic").table.loc["LiH_225", "energy"], abs=1e-3)
 
 
-@needs_gpaw
+@pytest.mark.slow
 def test_another_set_gives_the_density_of_the_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpaw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs, out = load_densities("pairs"), tmp_path / "V.npz"
     path, a = poscar(tmp_path, one_atom("V", float(2 * pairs.table["volume"]["V_229"]) ** (1 / 3))), str(out)
-    monkeypatch.setattr(sys, "argv", ["ecd", "compute", str(path), "-o", a, "--set", "V=5", "--python", PYTHON])
+    monkeypatch.setattr(sys, "argv", ["ecd", "compute", str(path), "-o", a, "--set", "V=5", "--python", gpaw])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
@@ -114,10 +108,10 @@ def test_another_set_gives_the_density_of_the_pair(
         assert np.abs(density.values - bundled.values).max() < 1e-4 * bundled.values.max()
 
 
-@needs_gpaw
-def test_a_set_that_is_not_there(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_set_that_is_not_there(gpaw: str, tmp_path: Path) -> None:
     with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set H\.7 in "):
-        compute_density(poscar(tmp_path, LIH), sets={"H": "7"}, python=PYTHON)
+        compute_density(poscar(tmp_path, LIH), sets={"H": "7"}, python=gpaw)
 
 
 @pytest.mark.parametrize("text", ["V", "V=", "=5", "=", ""])
@@ -132,26 +126,26 @@ def test_a_set_that_is_no_name(
     assert capsys.readouterr().err == f"ecd: --set {text}: is not element=name. Write for example: --set Na=1\n"
 
 
-@needs_gpaw
-def test_element_without_paw_set(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_element_without_paw_set(gpaw: str, tmp_path: Path) -> None:
     with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set U in .*gpaw-data") as error:
-        compute_density(poscar(tmp_path, one_atom("U", 3.5)), tmp_path / "out.npz", python=PYTHON)
+        compute_density(poscar(tmp_path, one_atom("U", 3.5)), tmp_path / "out.npz", python=gpaw)
     assert "cube file of another calculation" in error.value.remedy
     assert os.listdir(tmp_path) == ["POSCAR"]
 
 
-@needs_gpaw
-def test_no_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_no_convergence(gpaw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient = tmp_path / "impatient.py"
     recipe = Path(gpaw_script.__file__).read_text(encoding="utf-8")
     impatient.write_text(recipe.replace("MAX_ITERATIONS = 120", "MAX_ITERATIONS = 3"), encoding="utf-8")
     monkeypatch.setattr(gpaw_script, "__file__", str(impatient))
     with pytest.raises(EcdError, match="POSCAR: the calculation did not converge within 3 iterations"):
-        compute_density(poscar(tmp_path, LIH), tmp_path / "out.npz", python=PYTHON)
+        compute_density(poscar(tmp_path, LIH), tmp_path / "out.npz", python=gpaw)
     assert sorted(os.listdir(tmp_path)) == ["POSCAR", "impatient.py"]
 
 
-@needs_gpaw
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -160,9 +154,9 @@ def test_no_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ],
     ids=["prose", "two atoms on one site"],
 )
-def test_broken_poscar(tmp_path: Path, text: str, message: str) -> None:
+def test_broken_poscar(gpaw: str, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(EcdError, match=f"POSCAR: {message}") as error:
-        compute_density(poscar(tmp_path, text), tmp_path / "out.npz", python=PYTHON)
+        compute_density(poscar(tmp_path, text), tmp_path / "out.npz", python=gpaw)
     assert error.value.remedy
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["POSCAR"]

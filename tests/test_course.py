@@ -19,6 +19,8 @@ from ecdlib.course import data as course
 from ecdlib.course import exercises, grading
 from ecdlib.course.data import Individual, course_crystals, course_features
 
+pytestmark = pytest.mark.course
+
 SESSION = "session_1"
 
 

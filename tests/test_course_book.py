@@ -13,6 +13,8 @@ from ecdlib.course.data import SESSIONS
 from ecdlib.course.exercises import exercises
 from ecdlib.course.pages import load_questions, load_sessions, load_times, questions_html, session_page
 
+pytestmark = pytest.mark.course
+
 
 def test_sessions_are_planned_to_the_minute():
     assert [session["name"] for session in load_sessions()] == list(SESSIONS)

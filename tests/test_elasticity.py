@@ -42,14 +42,10 @@ TINY = {"epochs": 1, "sample": 60, "folds": "all", "members": 2}
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[CgcnnParameters, ElasticityResult, Path]:
+def small(tiny_ensemble: Path) -> tuple[CgcnnParameters, ElasticityResult, Path]:
     """A tiny ensemble, evaluated and trained."""
-    folder = tmp_path_factory.mktemp("elasticity")
-    p = CgcnnParameters(**TINY)
-    result = run_elasticity(p, folder / "r.npz", progress=False)
-    train_ensemble(p, result, folder / "model.npz")
-    assert sorted(path.name for path in folder.iterdir()) == ["model.npz", "r.npz"]
-    return p, result, folder
+    assert sorted(path.name for path in tiny_ensemble.iterdir()) == ["model.npz", "r.npz"]
+    return CgcnnParameters(**TINY), load_elasticity(tiny_ensemble / "r.npz"), tiny_ensemble
 
 
 def test_official_folds_and_published_predictions() -> None:

@@ -103,6 +103,7 @@ def test_a_collection_equals_direct_calls(quietly, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("route", ["local", "address"])
 def test_two_dask_workers_give_what_direct_calls_give(route, tmp_path):
     """Processes of this machine, and a scheduler that was started elsewhere; with one bad file."""

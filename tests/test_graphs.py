@@ -19,8 +19,6 @@ from ecdlib.data.tables import load_structures
 from ecdlib.features.graphs import NEIGHBOURS, RADIUS, CrystalGraphs, cached_graphs, crystal_graphs, neighbours
 from ecdlib.models.cgcnn import CGCNN, GraphConvolution, atom_vectors
 
-STRUCTURES = load_structures()
-SALT = STRUCTURES["NaCl_225"]
 SOME = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "K3BiTe3_198"]
 
 
@@ -40,7 +38,7 @@ def predict(*structures: Structure) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SOME)
 def test_neighbours_are_those_of_ase(name: str) -> None:
-    structure = STRUCTURES[name]
+    structure = load_structures()[name]
     atom, other, distance = neighbours(structure)
     i, j, d = neighbor_list("ijd", AseAtomsAdaptor.get_atoms(structure), RADIUS)
     for site in range(len(structure)):
@@ -55,22 +53,23 @@ def test_neighbours_are_those_of_ase(name: str) -> None:
 
 
 def test_shells_of_rocksalt() -> None:
-    atom, other, distance = neighbours(SALT)
-    a = float(SALT.volume / len(SALT) * 8) ** (1 / 3)
+    salt = load_structures()["NaCl_225"]
+    atom, other, distance = neighbours(salt)
+    a = float(salt.volume / len(salt) * 8) ** (1 / 3)
     for site in range(2):
         shells, sizes = np.unique(distance[atom == site].round(4), return_counts=True)
         assert np.allclose(shells, [a / 2, a / 2**0.5], atol=1e-3)
         assert sizes.tolist() == [6, 12], "twelve would cut the second shell, whose twelve are alike"
-        near = [SALT[int(i)].specie for i in other[atom == site]]
-        assert sum(specie != SALT[site].specie for specie in near) == 6
-    cut = neighbours(SALT, ties=False)
-    assert np.bincount(cut[0]).tolist() == [12] * len(SALT)
+        near = [salt[int(i)].specie for i in other[atom == site]]
+        assert sum(specie != salt[site].specie for specie in near) == 6
+    cut = neighbours(salt, ties=False)
+    assert np.bincount(cut[0]).tolist() == [12] * len(salt)
 
 
 @given(seed=st.integers(0, 10**6))
 def test_a_prediction_does_not_depend_on_how_the_crystal_is_described(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    structure = STRUCTURES["CaMg2_194"]
+    structure = load_structures()["CaMg2_194"]
     order = rng.permutation(len(structure))
     turned = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     other = Structure(
@@ -99,7 +98,7 @@ def test_a_cut_shell_makes_the_prediction_depend_on_the_description() -> None:
 
 @pytest.mark.parametrize("name", [*SOME, "BaTiO3_221"])
 def test_one_atom_of_each_kind_is_enough(name: str) -> None:
-    structure = STRUCTURES[name]
+    structure = load_structures()[name]
     small, large = crystal_graphs([structure]), crystal_graphs([structure], distinct=False)
     assert len(small.numbers) < len(large.numbers) == len(structure)
     assert torch.isclose(small.weight.sum(), torch.tensor(1.0))
@@ -108,11 +107,11 @@ def test_one_atom_of_each_kind_is_enough(name: str) -> None:
 
 
 def test_batches_are_the_crystals_one_by_one() -> None:
-    graphs = crystal_graphs([STRUCTURES[name] for name in SOME])
+    graphs = crystal_graphs([load_structures()[name] for name in SOME])
     with torch.no_grad():
         together = network()(graphs)
         chosen = network()(graphs[torch.tensor([2, 0, 2])])
-        alone = torch.cat([network()(crystal_graphs([STRUCTURES[name]])) for name in SOME])
+        alone = torch.cat([network()(crystal_graphs([load_structures()[name]])) for name in SOME])
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(chosen, together[[2, 0, 2]], atol=1e-5)
     assert (
@@ -127,7 +126,7 @@ def test_the_convolution_is_that_of_torch_geometric() -> None:
         warnings.simplefilter("ignore")
         from torch_geometric.nn import CGConv
     torch.manual_seed(1)
-    graphs = crystal_graphs([STRUCTURES[name] for name in SOME])
+    graphs = crystal_graphs([load_structures()[name] for name in SOME])
     atom, other = graphs.edges()
     atoms, edges = torch.randn(len(graphs.numbers), 8), torch.rand(len(atom), 5)
     ours, theirs = GraphConvolution(8, 5).eval(), CGConv(8, 5)
@@ -161,7 +160,7 @@ def test_atom_vectors_tell_elements_apart() -> None:
 
 def test_cache_holds_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
-    structures = [STRUCTURES[name] for name in SOME]
+    structures = [load_structures()[name] for name in SOME]
     made, read = cached_graphs(structures), cached_graphs(structures)
     assert len(list(tmp_path.glob("*.npz"))) == 1
     for a, b, c in zip(made.tensors(), read.tensors(), crystal_graphs(structures).tensors(), strict=True):

@@ -75,6 +75,7 @@ def test_bonding(name: str, kind: str) -> None:
     assert bonding(formula(Composition(name))) == kind
 
 
+@pytest.mark.slow
 def test_most_known_crystals_obey_the_rule() -> None:
     known = known_crystals()
     share = (known["formula"].map(bonding) != "").mean()

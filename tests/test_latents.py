@@ -141,6 +141,7 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     assert len(losses.validation) - 1 - int(np.argmin(losses.validation)) == 5
 
 
+@pytest.mark.slow
 def test_training_an_autoencoder_lowers_its_loss_and_is_repeatable(tmp_path: Path) -> None:
     p = AutoencoderParameters(edge=16, epochs=2, crystals=60)
     first = train_autoencoder(p, tmp_path / "a.npz", progress=False)

@@ -19,6 +19,7 @@ import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from typer.testing import CliRunner
 
 import ecdlib
 from ecdlib import cli
@@ -141,15 +142,23 @@ def test_no_build_products_are_tracked():
     assert sum(path.stat().st_size for path in tracked() if path.is_relative_to(data_folder())) < 45e6
 
 
-def test_every_command_and_option_has_a_help_text():
+def commands() -> dict[str, Any]:
+    """All commands by name, those of `ecd course` too."""
     group = typer.main.get_command(cli.app)
-    assert {"list", "run", "book", "scoreboard", "featurize", "convert", "data", "compute", "download"} <= set(
-        group.commands
-    )
-    commands = dict(group.commands)
+    found = dict(group.commands)
     for name, command in group.commands.items():
-        commands |= {f"{name} {own}": c for own, c in getattr(command, "commands", {}).items()}
-    for name, command in commands.items():
+        found |= {f"{name} {own}": c for own, c in getattr(command, "commands", {}).items()}
+    return found
+
+
+def test_every_command_and_option_has_a_help_text():
+    assert {"list", "run", "book", "scoreboard", "featurize", "convert", "data", "compute", "download"} <= set(
+        commands()
+    )
+    for name, command in commands().items():
+        told = CliRunner().invoke(cli.app, [*name.split(), "--help"])
+        assert told.exit_code == 0, name
+        assert "Usage:" in told.output
         assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None) or parameter.name == "help", f"{name} {parameter.name}"
@@ -164,11 +173,9 @@ def test_every_command_and_option_has_a_help_text():
 )
 def test_documents_name_only_commands_that_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
-    group = typer.main.get_command(cli.app).commands
-    commands = set(group) | {f"course {name}" for name in group["course"].commands}
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`|- )ecd (course [a-z]+|[a-z]+)", text, re.MULTILINE)) <= commands
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`|- )ecd (course [a-z]+|[a-z]+)", text, re.MULTILINE)) <= set(commands())
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
 
 
 def test_list_prints_the_notebooks_and_their_parameters(monkeypatch, capsys):

@@ -14,28 +14,20 @@ from pymatgen.io.vasp import Poscar
 from typer.testing import CliRunner
 
 from ecdlib.base.errors import EcdError
-from ecdlib.book.parameters import CgcnnParameters
 from ecdlib.cli import app
 from ecdlib.crystals import screening
 from ecdlib.crystals.screening import COLUMNS, KEPT, compact, load_screened, screen
 from ecdlib.data.tables import load_structures
 from ecdlib.elastic.moduli import elastic_quantities
-from ecdlib.learn import elasticity
-from ecdlib.learn.elasticity import load_elasticity_model, run_elasticity, train_ensemble
+from ecdlib.learn.elasticity import load_elasticity_model
 
-STRUCTURES = load_structures()
 NAMES = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "BaTiO3_221", "MgO_225", "K3BiTe3_198", "PbS_225"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(tiny_ensemble: Path) -> str:
     """A tiny trained ensemble."""
-    folder = tmp_path_factory.mktemp("model")
-    p = CgcnnParameters(epochs=1, sample=60, folds="all", members=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elasticity, "available_cores", lambda: 1)  # no processes for so little
-        train_ensemble(p, run_elasticity(p, folder / "r.npz", progress=False), folder / "model.npz")
-    return str(folder / "model.npz")
+    return str(tiny_ensemble / "model.npz")
 
 
 @pytest.fixture
@@ -44,8 +36,8 @@ def files(tmp_path: Path) -> Path:
     folder = tmp_path / "crystals"
     folder.mkdir()
     for name in NAMES:
-        Poscar(STRUCTURES[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
-    large = STRUCTURES["MgO_225"].copy()
+        Poscar(load_structures()[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
+    large = load_structures()["MgO_225"].copy()
     large.make_supercell([2, 1, 1])
     Poscar(large).write_file(folder / "MgO-twice.vasp", significant_figures=12)
     (folder / "broken.cif").write_text("data_x\n_cell_length_a 4")
@@ -129,6 +121,7 @@ def test_a_source_that_changed_meanwhile_is_noticed(files: Path, tmp_path: Path,
         run(str(files), out=tmp_path / "t.parquet", model=model)
 
 
+@pytest.mark.cluster
 def test_a_cluster_gives_the_same(files: Path, tmp_path: Path, model: str, monkeypatch) -> None:
     here, _ = run(str(files), out=tmp_path / "here.parquet", model=model)
     monkeypatch.setattr(screening, "CHUNK", 2)
@@ -140,7 +133,7 @@ def test_a_cluster_gives_the_same(files: Path, tmp_path: Path, model: str, monke
 
 
 def test_the_paper_s_filter(files: Path, tmp_path: Path, model: str) -> None:
-    Poscar(Structure(STRUCTURES["MgO_225"].lattice, ["Po"], [[0, 0, 0]])).write_file(files / "Po.vasp")
+    Poscar(Structure(load_structures()["MgO_225"].lattice, ["Po"], [[0, 0, 0]])).write_file(files / "Po.vasp")
     everything, _ = run(str(files), out=tmp_path / "a.parquet", model=model)
     filtered, _ = run(str(files), out=tmp_path / "b.parquet", model=model, paper_filter=True)
     assert set(everything["id"]) - set(filtered["id"]) == {"Po.vasp"}
@@ -148,6 +141,7 @@ def test_the_paper_s_filter(files: Path, tmp_path: Path, model: str) -> None:
     assert everything.set_index("id").loc["Po.vasp", "unseen_elements"] == ("" if 84 in known else "Po")
 
 
+@pytest.mark.slow
 def test_hypothetical_crystals_are_called_that(tmp_path: Path, model: str) -> None:
     table, done = run("hypothetical:40", out=tmp_path / "t.parquet", model=model)
     assert done.predicted + len(done.failed) == 40
@@ -177,9 +171,9 @@ def test_training_crystals_are_marked(tmp_path: Path, model: str) -> None:
     folder = tmp_path / "c"
     folder.mkdir()
     trained_on = load_elasticity_model(Path(model)).trained_on
-    inside = next(name for name in STRUCTURES if name in trained_on)
+    inside = next(name for name in load_structures() if name in trained_on)
     for name in (inside, "K3BiTe3_198"):
-        Poscar(STRUCTURES[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
+        Poscar(load_structures()[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
     table, _ = run(str(folder), out=tmp_path / "t.parquet", model=model)
     marked = table.set_index("id")["in_training"]
     assert marked[f"{inside}.vasp"]

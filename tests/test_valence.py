@@ -44,7 +44,6 @@ from ecdlib.density.valence import (
     vasp_valence,
     write_calibration,
 )
-from ecdlib.dft.compute import find_gpaw_python
 from ecdlib.learn.portability import spectra_apart
 from ecdlib.learn.predict import load_predictors, predict
 
@@ -55,12 +54,6 @@ VASP = data_folder() / "vasp"
 #: Pairs of a metal, of salts and alloys, of both groups of elements, and of space groups 216, 221 and 225.
 SAMPLE = ("NaCl_225", "Ir_225", "AlIr_221", "BeTe_216", "MnAlCu2_225")
 TARGETS: tuple[Target, ...] = ("gpaw", "chemical")
-
-try:
-    PYTHON = find_gpaw_python()
-except EcdError:
-    PYTHON = ""
-needs_gpaw = pytest.mark.skipif(not PYTHON, reason="no Python with GPAW here (Debian: apt-get install gpaw gpaw-data)")
 
 
 def form_factor(element: str, name: str, *which: str) -> Array:
@@ -395,8 +388,8 @@ def test_what_is_no_calibration(content: bytes, tmp_path: Path) -> None:
 # Form factors from GPAW
 
 
-@needs_gpaw
-def test_gpaw_gives_the_form_factors_that_are_shipped(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_gpaw_gives_the_form_factors_that_are_shipped(gpaw: str, tmp_path: Path) -> None:
     """Of both sets of two elements, of core shells that were made smooth, and of elements without a set.
 
     An element that has a set, made with a neighbour's radii as if it had none, is within 1.2 % of it, smoothed.
@@ -416,7 +409,7 @@ made = [sum(own["smooth_shells"](s, like, wanted).values()) for s, like, wanted 
 found = [(*row, list(f)) for *row, f in found]
 json.dump((found, [list(f) for f in made]), open("found.json", "w"))
 """)
-    subprocess.run([PYTHON, str(script)], cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    subprocess.run([gpaw, str(script)], cwd=tmp_path, check=True, capture_output=True, timeout=300)
     found, made = json.loads((tmp_path / "found.json").read_text())
     for element, factor in zip(("Mo", "W"), made, strict=True):
         k, own = ROWS["wavenumbers"], form_factor(element, element)
