@@ -37,11 +37,11 @@ from ecdlib.density.valence import (
     ladder,
     parse_valence,
     read_calibration,
+    read_potcar,
     recognize,
     shells,
     target_electrons,
     to_convention,
-    vasp_valence,
     write_calibration,
 )
 from ecdlib.learn.portability import spectra_apart
@@ -426,7 +426,7 @@ json.dump((found, [list(f) for f in made]), open("found.json", "w"))
 
 def test_the_valence_of_the_vasp_files_is_recognized_from_their_count() -> None:
     found = recognize(read_density(VASP / "CHGCAR.NaCl.gz"))
-    assert found == Valence({"Na": 1, "Cl": 7}, False, "its number of electrons")
+    assert found == Valence({"Na": 1, "Cl": 7}, False, "its number of electrons", {})
     assert str(found) == "Na 1, Cl 7"
     assert recognize(read_density(VASP / "CHGCAR.Li_spin.gz")).electrons == {"Li": 1}
 
@@ -569,10 +569,10 @@ def test_a_potcar_of_other_elements_is_not_used(calculation: Path) -> None:
     (calculation / "POTCAR").write_text("")
     assert read_density(calculation / "CHGCAR").valence is None
     (calculation / "POTCAR").unlink()
-    assert vasp_valence(calculation, ("Ti", "Ni")) is None
+    assert read_potcar(calculation, ("Ti", "Ni")) is None
     (calculation / "POTCAR").write_text(SODIUM_CHLORIDE)
-    assert vasp_valence(calculation, ()) is None
-    assert vasp_valence(calculation, ("Cl", "Cl")) == {"Cl": 7}
+    assert read_potcar(calculation, ()) is None
+    assert read_potcar(calculation, ("Cl", "Cl")) == {"Cl": ("PAW_PBE Cl 06Sep2000", 7)}
 
 
 def test_a_potcar_of_another_calculation_does_not_fit_the_count(tmp_path: Path) -> None:

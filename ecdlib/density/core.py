@@ -64,6 +64,8 @@ class ChargeDensity:
         history: the steps applied so far, oldest first.
         vasp: what else the CHGCAR held, until a step changes the density.
         valence: valence electrons of each element, where the file or the user says so.
+        potentials: titles of VASP's potentials by element (``"PAW_PBE Fe 06Sep2000"``), as far as they are known; None
+            for densities of other codes.
 
     Raises:
         EcdError: values that are not finite, a flat or empty grid, a cell without volume, unknown species,
@@ -79,6 +81,7 @@ class ChargeDensity:
     history: tuple[str, ...] = ()
     vasp: VaspBlocks | None = None
     valence: Mapping[str, int] | None = None
+    potentials: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values)

@@ -25,7 +25,7 @@ from pymatgen.io.vasp.inputs import BadPoscarWarning
 from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.density.core import ChargeDensity, VaspBlocks
 from ecdlib.density.store import DensityStore, load_density
-from ecdlib.density.valence import vasp_valence
+from ecdlib.density.valence import read_potcar
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 Source = str | os.PathLike[str]
@@ -96,7 +96,8 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     """Read a VASP CHGCAR (plain, .gz, .bz2 or .xz; non-spin, collinear, non-collinear), parsed by pymatgen.
 
     Spin densities and augmentation occupancies are kept in ``density.vasp``, so that writing gives them back. A POTCAR
-    or POTCAR.spec beside the file says the valence, if it has all the elements.
+    or POTCAR.spec beside the file says the valence and the potentials, if it has all the elements. A file that was
+    written here says in its first line if its density is not VASP's.
 
     Raises:
         EcdError: missing, empty, truncated or malformed file, or values that do not fit the header.
@@ -135,7 +136,11 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     if numbers > density.values.size and numbers != density.values.size + len(structure):  # pymatgen skips the rest
         what = f"holds {numbers} numbers for a grid of {'x'.join(map(str, density.shape))}"
         raise EcdError(path, what, "Correct the grid in the line below the atoms, or copy the file again.")
-    return replace(density, vasp=blocks, valence=vasp_valence(path.parent, density.species))
+    potcar = read_potcar(path.parent, density.species) or {}
+    density = replace(density, vasp=blocks, valence={e: n for e, (_, n) in potcar.items()} or None)
+    if convention or _CONVENTION in chgcar.poscar.comment:  # not of VASP
+        return density
+    return replace(density, potentials={e: title for e, (title, _) in potcar.items()})
 
 
 def read_aeccar(core: Source, valence: Source) -> ChargeDensity:
@@ -245,16 +250,19 @@ def read_density(source: Source) -> ChargeDensity:
 
 #: How the comment line of a file that was written here says which convention its density has.
 _CONVENTION = "valence convention "
+_NOT_KNOWN = "not known"
 
 
 def _comment(density: ChargeDensity) -> str:
     """Comment line of a file: name and, where it is known, the valence convention."""
-    known = f"; {_CONVENTION}{density.convention}" if density.convention else ""
+    of_vasp = density.convention is None and density.potentials is not None
+    known = "" if of_vasp else f"; {_CONVENTION}{density.convention or _NOT_KNOWN}"
     return " ".join(f"{density.name}{known}".replace("Å", "Ang").split())
 
 
 def _stated_convention(comment: str) -> str | None:
-    return comment.partition(_CONVENTION)[2].strip().replace("Ang", "Å") or None
+    stated = comment.partition(_CONVENTION)[2].strip().replace("Ang", "Å")
+    return stated if stated not in ("", _NOT_KNOWN) else None
 
 
 def write_chgcar(density: ChargeDensity, path: Source) -> None:

@@ -141,6 +141,7 @@ class Valence:
     electrons: dict[str, int]  #: of each element
     gpaw: bool  #: made with GPAW's data sets, whose radial functions are known
     how: str  #: where that is known from
+    potentials: Mapping[str, str] | None = None  #: titles of VASP's, where known; None for other codes
 
     def __str__(self) -> str:
         return ", ".join(f"{element} {n}" for element, n in self.electrons.items())
@@ -187,10 +188,11 @@ def recognize(density: ChargeDensity) -> Valence:
             )
             raise EcdError(density.name, what, "Leave --valence out.")
         return Valence(found, True, "its convention")
+    potentials = {} if density.potentials is None and convention.startswith("vasp-pbe") else density.potentials
     if density.valence is not None:
-        return _stated(density, elements, dict(density.valence))
-    families = ("vasp-", "gpaw-") if density.vasp is not None else ("",)
-    return Valence(_counted(density, elements, families), False, "its number of electrons")
+        return _stated(density, elements, dict(density.valence), potentials)
+    families = ("vasp-", "gpaw-") if potentials is not None else ("",)
+    return Valence(_counted(density, elements, families), False, "its number of electrons", potentials)
 
 
 def _all_electron(density: ChargeDensity, what: str) -> EcdError:
@@ -217,7 +219,7 @@ def _counted(
     count = f"holds {density.n_electrons:.4g} electrons"
     everything = abs(density.n_electrons - sum(density.numbers)) < 0.01 * sum(density.numbers)
     ways = " or ".join(",".join(f"{e}={n}" for e, n in fit.items()) for fit in fits)
-    if everything and fits and density.vasp is None and not standard and max(density.numbers) > 2:
+    if everything and fits and "vasp-" not in families and not standard and max(density.numbers) > 2:
         what = f"{count}, all that {density.formula} has: an all-electron density, or the valence {ways}"
         raise EcdError(density.name, what, f"If it is no all-electron density: --valence {ways}.")
     if len(fits) == 1:
@@ -250,9 +252,16 @@ def parse_valence(text: str) -> dict[str, int]:
     return found
 
 
-def vasp_valence(folder: Path, species: tuple[str, ...]) -> dict[str, int] | None:
-    """Valence electrons from the POTCAR or POTCAR.spec in a folder; None if there is none for these species."""
-    found: dict[str, int] = {}
+def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, int]] | None:
+    """Title and valence electrons of each element from the POTCAR or POTCAR.spec in a folder.
+
+    Returns:
+        None if there is none for these species, or none that can be read: the count of electrons may do.
+
+    Raises:
+        EcdError: two potentials for one element.
+    """
+    found: list[tuple[str, int]] = []
     for name, opener in (("POTCAR", open), ("POTCAR.gz", gzip.open), ("POTCAR.spec", open)):
         path = folder / name
         if not path.is_file():
@@ -261,22 +270,31 @@ def vasp_valence(folder: Path, species: tuple[str, ...]) -> dict[str, int] | Non
             with opener(path, "rt", errors="replace") as f:
                 text = f.read()
         except (OSError, EOFError, zlib.error):
-            return None  # the count of electrons may do
+            return None
         if name == "POTCAR.spec":
             table = known_sets()
             numbers = table[table["family"] == "vasp-pbe"].set_index("set")["electrons"]
-            found = {s.split("_")[0]: int(numbers[s]) for s in text.split() if s in numbers}
+            found = [(f"PAW_PBE {s}", int(numbers[s])) for s in text.split() if s in numbers]
         else:
-            titles = re.findall(r"^\s*TITEL\s*=\s*\S+\s+([A-Z][a-z]?)", text, re.MULTILINE)
+            titles = re.findall(r"^\s*TITEL\s*=\s*(\S+[ \t]+[A-Z][^\n]*?)\s*$", text, re.MULTILINE)
             counts = re.findall(r"ZVAL\s*=\s*(\d+\.?\d*)(?=\s)", text)
             if len(titles) != len(counts):
                 return None
-            found = {e: round(float(n)) for e, n in zip(titles, counts, strict=True)}
+            found = [(" ".join(t.split()), round(float(n))) for t, n in zip(titles, counts, strict=True)]
         break
-    return {e: found[e] for e in dict.fromkeys(species)} if species and set(species) <= set(found) else None
+    potcar: dict[str, tuple[str, int]] = {}
+    for title, electrons in found:
+        element = (re.match("[A-Z][a-z]?", title.split()[1]) or [""])[0]
+        other = potcar.setdefault(element, (title, electrons))
+        if other != (title, electrons) and element in species:
+            what = f"has two potentials for {element}: {other[0]} and {title}"
+            raise EcdError(path, what, "All atoms of an element must have one: compute it again with one of them.")
+    return {e: potcar[e] for e in dict.fromkeys(species)} if species and set(species) <= set(potcar) else None
 
 
-def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int]) -> Valence:
+def _stated(
+    density: ChargeDensity, elements: list[str], stated: dict[str, int], potentials: Mapping[str, str] | None
+) -> Valence:
     missing = [e for e in elements if e not in stated]
     if missing:
         remedy = f"Add it: --valence {','.join(f'{e}={stated.get(e, chr(78))}' for e in elements)}."
@@ -292,7 +310,7 @@ def _stated(density: ChargeDensity, elements: list[str], stated: dict[str, int])
         what = f"holds {density.n_electrons:.4g} electrons, not {_count(density, chosen)}, as {stands} would be"
         remedy = "Correct --valence, or what states it: a POTCAR of other potentials beside the file, a cube's header."
         raise EcdError(density.name, what, remedy)
-    return Valence(chosen, False, "its POTCAR, header or --valence")
+    return Valence(chosen, False, "its POTCAR, header or --valence", potentials)
 
 
 def change_of_form_factor(element: str, electrons: int, target: Target, gpaw: bool) -> Floats:
@@ -429,6 +447,7 @@ def to_convention(
         values=scipy.fft.irfftn(spectrum * (density.values.size / density.volume), s=density.shape, workers=1),
         convention=name,
         valence=None,
+        potentials=None,
     )
 
 
@@ -456,6 +475,70 @@ def apart(values: Floats, reference: Floats) -> float:
     return float((values - reference).std() / reference.std())
 
 
+@dataclass(frozen=True)
+class NormalEquations:
+    """Least-squares problem for the two numbers of each element in one compound (see :func:`calibrate`).
+
+    All are divided by the reference's sum of squares, so that compounds count alike.
+    """
+
+    elements: tuple[str, ...]
+    matrix: Floats  #: ``(2 elements, 2 elements)``
+    right: Floats  #: ``(2 elements,)``
+    missing: float  #: sum of squares of what is to be fitted
+
+    def apart(self, numbers: Mapping[str, tuple[float, float]]) -> float:
+        """How far the two densities are apart with these numbers, 0 where there are none (see :func:`apart`)."""
+        x = np.array([numbers.get(e, (0.0, 0.0)) for e in self.elements]).ravel()
+        return float(np.sqrt(max(0.0, self.missing - 2 * x @ self.right + x @ self.matrix @ x)))
+
+
+def normal_equations(
+    density: ChargeDensity,
+    reference: ChargeDensity,
+    elements: Sequence[str],
+    valence: Valence | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
+) -> NormalEquations:
+    """What one compound says about the two numbers of each element (arguments as in :func:`calibrate`)."""
+    same = np.allclose(density.lattice, reference.lattice, atol=1e-3) and density.species == reference.species
+    if not same or np.abs((d := np.asarray(density.positions) - reference.positions) - d.round()).max() > 1e-3:
+        what = f"is not the same cell with the same atoms in the same order as {reference.name}"
+        raise EcdError(density.name, what, f"Compute it from: ecd convert {reference.name} POSCAR")
+    if absent := [e for e in elements if e not in density.species]:
+        raise EcdError(density.name, f"holds no {', '.join(absent)}", "Give a compound of the element.")
+    converted = to_convention(density, valence=valence, calibration=known).values
+    missing = to_convention(reference).values - resample(converted, reference.shape)
+    waves = _Waves(reference)
+    smooth = waves.gaussian(SMOOTHING)
+    weights = np.sqrt(np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), smooth.shape)).ravel()[1:]  # not G = 0
+    residual = scipy.fft.rfftn(missing, workers=1).ravel()[1:] * (reference.volume / missing.size)
+    columns = [(basis * smooth * waves.phases(e)).ravel()[1:] for e in elements for basis in waves.correction()]
+    rows = np.stack([c * weights for c in columns], axis=1)
+    right = residual * weights
+    own = waves.spectrum().ravel()[1:] * weights * smooth.ravel()[1:]
+    scale = np.vdot(own, own).real
+    return NormalEquations(
+        tuple(elements),
+        (rows.conj().T @ rows).real / scale,
+        (rows.conj().T @ right).real / scale,
+        float(np.vdot(right, right).real / scale),
+    )
+
+
+def solve(equations: Sequence[NormalEquations]) -> dict[str, tuple[float, float]]:
+    """Two numbers for each element that some compounds hold, fitted to all of them at once."""
+    elements = sorted({e for one in equations for e in one.elements})
+    matrix, right = np.zeros((2 * len(elements),) * 2), np.zeros(2 * len(elements))
+    for one in equations:
+        at = np.array([2 * elements.index(e) + i for e in one.elements for i in range(2)])
+        matrix[np.ix_(at, at)] += one.matrix
+        right[at] += one.right
+    scale = np.sqrt(np.diag(matrix))
+    numbers = np.linalg.lstsq(matrix / np.outer(scale, scale), right / scale, rcond=1e-9)[0] / scale
+    return {e: (float(a), float(b)) for e, (a, b) in zip(elements, numbers.reshape(-1, 2), strict=True)}
+
+
 def calibrate(
     density: ChargeDensity,
     reference: ChargeDensity,
@@ -479,24 +562,7 @@ def calibrate(
     Raises:
         EcdError: not the same cell and atoms, or an element that is not in it.
     """
-    same = np.allclose(density.lattice, reference.lattice, atol=1e-3) and density.species == reference.species
-    if not same or np.abs((d := np.asarray(density.positions) - reference.positions) - d.round()).max() > 1e-3:
-        what = f"is not the same cell with the same atoms in the same order as {reference.name}"
-        raise EcdError(density.name, what, f"Compute it from: ecd convert {reference.name} POSCAR")
-    if absent := [e for e in elements if e not in density.species]:
-        raise EcdError(density.name, f"holds no {', '.join(absent)}", "Give a compound of the element.")
-    converted = to_convention(density, valence=valence, calibration=known).values
-    missing = to_convention(reference).values - resample(converted, reference.shape)
-    waves = _Waves(reference)
-    smooth = waves.gaussian(SMOOTHING)
-    weights = np.sqrt(np.broadcast_to(np.where(waves.modes[2] > 0, 2.0, 1.0), smooth.shape)).ravel()[1:]  # not G = 0
-    residual = scipy.fft.rfftn(missing, workers=1).ravel()[1:] * (reference.volume / missing.size)
-    columns = [(basis * smooth * waves.phases(e)).ravel()[1:] for e in elements for basis in waves.correction()]
-    rows = np.stack([c * weights for c in columns], axis=1)
-    normal, right = (rows.conj().T @ rows).real, (rows.conj().T @ (residual * weights)).real
-    scale = np.sqrt(np.diag(normal))
-    numbers = np.linalg.lstsq(normal / np.outer(scale, scale), right / scale, rcond=1e-9)[0] / scale
-    return {e: (float(a), float(b)) for e, (a, b) in zip(elements, numbers.reshape(-1, 2), strict=True)}
+    return solve([normal_equations(density, reference, elements, valence, known)])
 
 
 def write_calibration(path: str | os.PathLike[str], numbers: Mapping[str, tuple[int, float, float, str]]) -> None:
