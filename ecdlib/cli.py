@@ -524,24 +524,76 @@ def data() -> None:
         _table(rows, ["name", "set", "spacegroup", "n_atoms", "n_electrons", "grid"])
 
 
-@app.command()
-def compute(
-    poscar: Annotated[Path, typer.Argument(help="crystal to compute, in POSCAR format")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="density to write (.npz)")] = Path("density.npz"),
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="another PAW set of GPAW for an element: Na=1 takes Na.1.PBE")
+class Way(StrEnum):
+    superposed = "superposed"
+    gpaw = "gpaw"
+    charge3net = "charge3net"
+
+
+class Electrons(StrEnum):
+    gpaw = "gpaw"
+    chemical = "chemical"
+
+
+@app.command("density")
+def density_command(
+    structure: Annotated[
+        str, typer.Argument(help="CIF, POSCAR or another file of one crystal, or the name of a labelled crystal")
+    ],
+    way: Annotated[
+        Way,
+        typer.Option("--with", help="superposed: free atoms; gpaw: a calculation; charge3net: a network"),
+    ] = Way.superposed,
+    out: Annotated[Path, typer.Option("-o", "--out", help="density to write: *.npz, *.cube, else a CHGCAR")] = Path(
+        "density.npz"
+    ),
+    convention: Annotated[
+        Electrons | None,
+        typer.Option(help="of superposed atoms: gpaw (default) the valence of our data, chemical no closed shells"),
     ] = None,
-    python: Annotated[str | None, typer.Option(help="Python that has GPAW; by default the first one found")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="of gpaw: another PAW set for an element, Na=1 takes Na.1.PBE"),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="of gpaw: the Python that has it; by default the first one found")
+    ] = None,
 ) -> None:
-    """Compute the density of a crystal with GPAW, by the recipe of the bundled densities."""
+    """The density of a crystal: superposed free atoms, a calculation by our recipe, or as a network predicts VASP's."""
     from pymatgen.core import Element
 
-    from ecdlib.dft.compute import compute_density
+    from ecdlib.data.structures import read_structure, structure_warnings
+    from ecdlib.density import io
 
+    write = io.writer(out)  # before anything is computed
     chosen = {element: name for element, _, name in (text.partition("=") for text in sets or [])}
     if not all(name and Element.is_valid_symbol(element) for element, name in chosen.items()):
         raise EcdError("--set " + ",".join(sets or []), "is not element=name", "Write for example: --set Na=1")
-    print(f"{compute_density(poscar, out, sets=chosen, python=python)}\nwritten: {out}")
+    if way is not Way.gpaw and (sets or python):
+        raise EcdError("--set" if sets else "--python", "is for a calculation", "Add: --with gpaw")
+    if way is not Way.superposed and convention:
+        raise EcdError("--convention", "is for superposed atoms", "Convert it afterwards: ecd convert --convention")
+    crystal = read_structure(structure)
+    for text in structure_warnings(crystal):
+        print(f"warning: {structure} {text}", file=sys.stderr)
+    if way is Way.superposed:
+        from ecdlib.density.superpose import superpose
+
+        density = superpose(crystal, "chemical" if convention is Electrons.chemical else "gpaw")
+        write(density, out)
+    elif way is Way.charge3net:
+        from ecdlib.density.charge3net import predict_density
+
+        density = predict_density(crystal, name=crystal.composition.reduced_formula)
+        write(density, out)
+    else:
+        from ecdlib.dft.compute import compute_density
+
+        npz = out if out.suffix == ".npz" else None
+        density = compute_density(crystal, npz, sets=chosen, python=python)
+        if npz is None:
+            write(density, out)
+    print(f"{density}\nwritten: {out}")
 
 
 @app.command()

@@ -45,7 +45,7 @@ def test_a_crystal_without_symmetry_is_evaluated_everywhere() -> None:
 
 @needs_pydemi
 def test_an_element_that_the_network_has_not_seen() -> None:
-    with pytest.raises(EcdError, match=r"does not know Kr\. Compute the density \(ecd compute\)\."):
+    with pytest.raises(EcdError, match=r"does not know Kr\. Compute the density \(ecd density --with gpaw\)\."):
         predict_density(Structure(3 * np.eye(3), ["Kr"], [[0, 0, 0]]))
 
 

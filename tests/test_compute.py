@@ -1,4 +1,4 @@
-"""ecd compute: one real GPAW calculation, against the bundled density of the same crystal, and each way to fail."""
+"""ecd density --with gpaw: a real calculation, against the bundled density of the crystal, and each way to fail."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pymatgen.core import Structure
 
 from ecdlib import cli
 from ecdlib.base.errors import EcdError
+from ecdlib.data.structures import parse_structure
 from ecdlib.density.io import read_density
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import Valence, recognize
@@ -61,7 +63,7 @@ def fake_python(folder: Path, body: str) -> Path:
 def test_density_is_the_bundled_one(gpaw: str, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "results" / "LiH.npz"
-    density = compute_density(poscar(tmp_path, LIH), out, python=gpaw, progress=said.append)
+    density = compute_density(parse_structure(LIH), out, python=gpaw, progress=said.append)
     assert density.n_electrons == pytest.approx(2, abs=1e-4)
     assert sorted(density.species) == ["H", "Li"]  # the primitive cell
     assert density.name == "LiH_225"
@@ -96,7 +98,8 @@ def test_another_set_gives_the_density_of_the_pair(
 ) -> None:
     pairs, out = load_densities("pairs"), tmp_path / "V.npz"
     path, a = poscar(tmp_path, one_atom("V", float(2 * pairs.table["volume"]["V_229"]) ** (1 / 3))), str(out)
-    monkeypatch.setattr(sys, "argv", ["ecd", "compute", str(path), "-o", a, "--set", "V=5", "--python", gpaw])
+    options = ["--with", "gpaw", "-o", a, "--set", "V=5", "--python", gpaw]
+    monkeypatch.setattr(sys, "argv", ["ecd", "density", str(path), *options])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
@@ -110,15 +113,15 @@ def test_another_set_gives_the_density_of_the_pair(
 
 @pytest.mark.slow
 def test_a_set_that_is_not_there(gpaw: str, tmp_path: Path) -> None:
-    with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set H\.7 in "):
-        compute_density(poscar(tmp_path, LIH), sets={"H": "7"}, python=gpaw)
+    with pytest.raises(EcdError, match=r"LiH: GPAW has no PAW set H\.7 in "):
+        compute_density(parse_structure(LIH), sets={"H": "7"}, python=gpaw)
 
 
 @pytest.mark.parametrize("text", ["V", "V=", "=5", "=", ""])
 def test_a_set_that_is_no_name(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["ecd", "compute", str(poscar(tmp_path, LIH)), "--set", text, "--python", fake_python(tmp_path, "exit 3")]
+    command = ["ecd", "density", poscar(tmp_path, LIH), "--with", "gpaw", "--set", text]
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -128,10 +131,10 @@ def test_a_set_that_is_no_name(
 
 @pytest.mark.slow
 def test_element_without_paw_set(gpaw: str, tmp_path: Path) -> None:
-    with pytest.raises(EcdError, match=r"POSCAR: GPAW has no PAW set U in .*gpaw-data") as error:
-        compute_density(poscar(tmp_path, one_atom("U", 3.5)), tmp_path / "out.npz", python=gpaw)
+    with pytest.raises(EcdError, match=r"U: GPAW has no PAW set U in .*gpaw-data") as error:
+        compute_density(parse_structure(one_atom("U", 3.5)), tmp_path / "out.npz", python=gpaw)
     assert "cube file of another calculation" in error.value.remedy
-    assert os.listdir(tmp_path) == ["POSCAR"]
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -140,26 +143,19 @@ def test_no_convergence(gpaw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     recipe = Path(gpaw_script.__file__).read_text(encoding="utf-8")
     impatient.write_text(recipe.replace("MAX_ITERATIONS = 120", "MAX_ITERATIONS = 3"), encoding="utf-8")
     monkeypatch.setattr(gpaw_script, "__file__", str(impatient))
-    with pytest.raises(EcdError, match="POSCAR: the calculation did not converge within 3 iterations"):
-        compute_density(poscar(tmp_path, LIH), tmp_path / "out.npz", python=gpaw)
-    assert sorted(os.listdir(tmp_path)) == ["POSCAR", "impatient.py"]
+    with pytest.raises(EcdError, match="LiH: the calculation did not converge within 3 iterations"):
+        compute_density(parse_structure(LIH), tmp_path / "out.npz", python=gpaw)
+    assert sorted(os.listdir(tmp_path)) == ["impatient.py"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("hello\nworld\n", r"is no POSCAR that can be read \(could not convert string to float: 'world'\)"),
-        (LIH.replace("0 0 .5", "0 0 0"), "Atoms are too close"),
-    ],
-    ids=["prose", "two atoms on one site"],
-)
-def test_broken_poscar(gpaw: str, tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(EcdError, match=f"POSCAR: {message}") as error:
-        compute_density(poscar(tmp_path, text), tmp_path / "out.npz", python=gpaw)
+def test_two_atoms_on_one_site(gpaw: str, tmp_path: Path) -> None:
+    twice = Structure(A * np.eye(3), ["Li", "H"], [[0, 0, 0], [0, 0, 0]])
+    with pytest.raises(EcdError, match="LiH: Atoms are too close") as error:
+        compute_density(twice, tmp_path / "out.npz", python=gpaw)
     assert error.value.remedy
     assert "\n" not in str(error.value)
-    assert os.listdir(tmp_path) == ["POSCAR"]
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -178,11 +174,6 @@ def test_poscar_is_refused_before_gpaw_starts(tmp_path: Path, text: str) -> None
         gpaw_script.compute(str(poscar(tmp_path, text)), str(tmp_path / "out.npz"))
 
 
-def test_missing_poscar(tmp_path: Path) -> None:
-    with pytest.raises(EcdError, match="POSCAR: no such file"):
-        compute_density(tmp_path / "POSCAR")
-
-
 def test_no_gpaw_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
@@ -192,7 +183,7 @@ def test_no_gpaw_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(compute, "_import_error", no_gpaw)
     with pytest.raises(EcdError, match=r"^GPAW: none of ") as error:
-        compute_density(poscar(tmp_path, LIH))
+        compute_density(parse_structure(LIH))
     assert "conda-forge: gpaw; Debian: apt-get install gpaw gpaw-data" in error.value.remedy
     assert tried[0] == sys.executable
     assert tried[-1] == "/usr/bin/python3"
@@ -205,7 +196,7 @@ def test_named_python_without_gpaw(tmp_path: Path) -> None:
     without.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'gpaw'\" >&2; exit 1\n")
     for python in (without, tmp_path / "nowhere"):
         with pytest.raises(EcdError, match=rf"^{python}: cannot run GPAW \(.+\)\. Install it"):
-            compute_density(poscar(tmp_path, LIH), python=python)
+            compute_density(parse_structure(LIH), python=python)
 
 
 @pytest.mark.parametrize(
@@ -217,13 +208,13 @@ def test_named_python_without_gpaw(tmp_path: Path) -> None:
         ),
         ("exit 3", r"\(no message\)"),
         ("kill -9 $$", "the calculation was killed by signal 9. If memory ran out"),
-        ('echo noise; echo \'{"error": {"problem": "is odd", "remedy": "Do."}}\'; exit 1', r"POSCAR: is odd\. Do\.$"),
+        ('echo noise; echo \'{"error": {"problem": "is odd", "remedy": "Do."}}\'; exit 1', r"LiH: is odd\. Do\.$"),
     ],
 )
 def test_script_that_fails_otherwise(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(EcdError, match=message):
-        compute_density(poscar(tmp_path, LIH), tmp_path / "out.npz", python=fake_python(tmp_path, body))
-    assert sorted(os.listdir(tmp_path)) == ["POSCAR", "python"]
+        compute_density(parse_structure(LIH), tmp_path / "out.npz", python=fake_python(tmp_path, body))
+    assert sorted(os.listdir(tmp_path)) == ["python"]
 
 
 def test_interrupted_calculation_is_stopped(tmp_path: Path) -> None:
@@ -232,14 +223,14 @@ def test_interrupted_calculation_is_stopped(tmp_path: Path) -> None:
 
     python = fake_python(tmp_path, 'echo \'{"iteration": 1, "of": 120}\'; exec sleep 60')
     with pytest.raises(KeyboardInterrupt):  # at once, not after a minute
-        compute_density(poscar(tmp_path, LIH), python=python, progress=stop)
+        compute_density(parse_structure(LIH), python=python, progress=stop)
 
 
 def test_script_needs_nothing_of_ecdlib_and_one_thread(tmp_path: Path) -> None:
     """It runs away from this package's folder, whose modules (io, ...) would shadow others' there."""
     python = fake_python(tmp_path, 'echo "threads $OMP_NUM_THREADS" >&2; exit 1')
     with pytest.raises(EcdError, match="threads 1"):
-        compute_density(poscar(tmp_path, LIH), python=python)
+        compute_density(parse_structure(LIH), python=python)
     probe = "import sys; sys.modules['ecdlib'] = None; import runpy; runpy.run_path(sys.argv[1])"
     subprocess.run([sys.executable, "-c", probe, gpaw_script.__file__], check=True, cwd=tmp_path)
 

@@ -163,7 +163,7 @@ def test_jarvis_ids_without_chgcar_do_not_stop_the_others(jarvis: Server, tmp_pa
     assert "JVASP-3 (no CHGCAR in its 1 archives)" in str(error.value)
     assert "JVASP-4 (no CHGCAR in its 0 archives)" in str(error.value)
     assert f"JVASP-2 ({jarvis.url}/files/21 answers 404)" in str(error.value)
-    assert "ecd compute" in error.value.remedy
+    assert "ecd density" in error.value.remedy
     assert sorted(os.listdir(tmp_path)) == ["CHGCAR.JVASP-1.gz", "jarvis-raw-files.zip", "manifest.json"]
 
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,8 @@ from test_download import KEY, Server
 
 from ecdlib.base.errors import EcdError
 from ecdlib.crystals import sources
-from ecdlib.crystals.sources import RADIOACTIVE, Candidate, Failure, paper_filter, parse_structure, read_source
+from ecdlib.crystals.sources import RADIOACTIVE, Candidate, Failure, paper_filter, read_source
+from ecdlib.data import structures
 from ecdlib.data.tables import load_crystals
 
 
@@ -34,68 +34,6 @@ def read(source: str | Path, **options: Any) -> tuple[list[Candidate], list[Fail
     for each in read_source(str(source), **options):
         good.append(each) if isinstance(each, Candidate) else bad.append(each)
     return good, bad
-
-
-# One crystal
-
-
-@pytest.mark.parametrize("text", [CIF, POSCAR, JSON, POSCAR.replace("Na1 Cl1", "", 1), "# a remark\n" + CIF])
-def test_formats_are_told_from_the_text(text: str) -> None:
-    structure = parse_structure(text)
-    assert [site.specie.symbol for site in structure] == ["Na", "Cl"]
-    assert structure.volume == pytest.approx(64)
-
-
-@pytest.mark.parametrize("fmt", ["cif", "json"])
-def test_oxidation_states_are_dropped(fmt: str) -> None:
-    charged = salt()
-    charged.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
-    assert [str(site.specie) for site in parse_structure(charged.to(fmt=fmt))] == ["Na", "Cl"]
-
-
-BAD = {
-    "truncated in an atom": (CIF[:-60], "no complete CIF"),
-    "truncated after an atom": (CIF[: CIF.index("  Cl  Cl1")], "not those of its formula"),
-    "truncated before the atoms": (CIF[:200], "no complete CIF"),
-    "NaN in CIF": (CIF.replace("0.50000000", "nan", 1), "no complete CIF"),
-    "NaN in POSCAR": (POSCAR.replace("0.5000000000000000", "nan", 1), "not finite"),
-    "NaN in JSON": (JSON.replace("0.5", "NaN", 1), "not finite"),
-    "two elements on a site": (salt({"Na": 0.5, "K": 0.5}, "Cl").to(fmt="cif"), "is disordered"),
-    "site in part empty": (salt({"Na": 0.5}, "Cl").to(fmt="cif"), "is disordered"),
-    "flat POSCAR": (re.sub(r"4\.0+", "0.0", POSCAR, count=1), "span no volume"),
-    "flat JSON": (JSON.replace("[0.0, 0.0, 4.0]", "[0.0, 4.0, 0.0]"), "span no volume"),
-    "thin cell": (JSON.replace("[0.0, 0.0, 4.0]", "[0.0, 400.0, 0.01]"), "span no volume"),
-    "flat CIF": (CIF.replace("90.0", "0.0"), "no complete CIF"),
-    "no element": (salt("X", "Cl").to(fmt="cif"), "no element"),
-    "overlap": (JSON.replace("0.5", "0.01"), "0.07 Å apart"),
-    "no elements named": ("x\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\ndirect\n0 0 0\n.5 .5 .5\n", "names no elements"),
-    "empty": ("", "no complete CIF"),
-    "prose": ("hello", "no complete CIF"),
-    "other JSON": ('{"a": 1}', "no complete CIF"),
-    "half JSON": (JSON[:80], "no complete CIF"),
-    "deep JSON": ('{"a":' * 100_000, "too deeply"),
-    "two crystals": (CIF + CIF.replace("data_", "data_x"), "holds 2 crystals"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_crystals(case: str) -> None:
-    text, message = BAD[case]
-    with pytest.raises(ValueError, match=message) as error:
-        parse_structure(text)
-    assert "\n" not in str(error.value)
-
-
-def test_json_executes_nothing(tmp_path: Path) -> None:
-    data = salt().as_dict()
-    target = tmp_path / "made"
-    evil = {"@module": "os", "@class": "mkdir", "@callable": "mkdir", "path": str(target)}
-    data["properties"] = evil
-    data["sites"][0]["properties"] = {"magmom": evil}
-    data["lattice"] |= {"@module": "no_such_module", "@class": "Lattice"}
-    assert parse_structure(json.dumps(data)).formula == "Na1 Cl1"
-    assert not target.exists()
-    assert "no_such_module" not in sys.modules
 
 
 # Files
@@ -160,7 +98,7 @@ def test_empty_folder_and_no_such_source(tmp_path: Path) -> None:
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "TOO_LARGE", 1_000_000)
+    monkeypatch.setattr(structures, "TOO_LARGE", 1_000_000)
     (tmp_path / "bomb.cif.gz").write_bytes(gzip.compress(bytes(2_000_000)))
     (tmp_path / "salt.cif").write_text(CIF)
     _, (failure,) = read(tmp_path)

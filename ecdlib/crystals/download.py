@@ -148,7 +148,7 @@ def _fetch_each(ids: list[str], fetch: Callable[[str], None], source: str) -> No
             source,
             f"no charge density for {len(failed)} of {len(ids)} ids: "
             + "; ".join(f"{one} ({error.problem})" for one, error in failed.items()),
-            "Leave these ids out (all others were fetched), or compute theirs: ecd compute POSCAR.",
+            "Leave these ids out (all others were fetched), or compute theirs: ecd density POSCAR --with gpaw.",
         ) from next(iter(failed.values()))
 
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
 import re
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from pymatgen.core import Element, Lattice, Structure
-from pymatgen.io.cif import CifParser
-from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
+from pymatgen.core import Element, Structure
 
 from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.crystals.download import AGAIN, MATERIALS_PROJECT, explained, materials_project
+from ecdlib.data.structures import TOO_LARGE, is_crystal_file, parse_structure, structure_text
 from ecdlib.data.tables import load_crystals, load_structures
 
 #: eV: the paper screens crystals with a band gap within (CGCNN elasticity, 1).
@@ -36,11 +31,7 @@ BAND_GAP = (0.1, 3.0)
 #: whose isotope lives 2e19 years, counts as stable here.
 RADIOACTIVE = frozenset(Element.from_Z(z).symbol for z in (43, 61, *range(84, 119)))
 
-PATTERNS = ("*.cif", "*.cif.gz", "*.vasp", "*.vasp.gz", "*.poscar", "*.poscar.gz", "poscar*", "contcar*")
 COLUMNS = ("structure", "cif", "poscar")  #: of a table, the first that is there holds the crystals
-TOO_LARGE = 20_000_000  #: bytes of one crystal's text
-CLOSE = 0.5  #: Å, atoms nearer than this are an error
-FLAT = 0.1  #: Å, smallest distance of a cell's opposite faces
 CHUNK = 500  #: rows or structures that are held at once
 
 GNOME = "GNoME"
@@ -170,8 +161,8 @@ def _open(source: str, api_key: str | None, filter: bool, endpoint: str | None) 
         raise EcdError(source, "no such file, folder or source", GRAMMAR)
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return _table(path), False
-    if _is_crystal_file(path.name):
-        return iter([_candidate(path.name, partial(_text, path), "files")]), False
+    if is_crystal_file(path.name):
+        return iter([_candidate(path.name, partial(structure_text, path), "files")]), False
     raise EcdError(source, "is no kind of file that holds crystals", GRAMMAR)
 
 
@@ -196,73 +187,6 @@ def _checked(source: str, crystals: Crystals, filter: bool) -> Crystals:
 # One crystal
 
 
-def parse_structure(text: str) -> Structure:
-    """The crystal that a text holds: CIF, POSCAR or pymatgen's JSON, which is told from the text itself.
-
-    Only lattice, elements and coordinates are taken from JSON: nothing that it names is imported or executed.
-
-    Raises:
-        ValueError: with what is wrong.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen's remarks on style
-        warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would call them H, He, Li
-        try:
-            if text.lstrip().startswith("{"):
-                structure = _from_dict(json.loads(text))
-            elif re.search(r"^\s*(data_|loop_|_cell_)", text, re.MULTILINE | re.IGNORECASE):
-                structure = _from_cif(text)
-            else:
-                structure = Poscar.from_str(text, default_names=None, read_velocities=False).structure
-        except BadPoscarWarning as error:
-            raise ValueError("names no elements above the numbers of atoms") from error
-        except RecursionError as error:
-            raise ValueError("is nested too deeply") from error
-        except Exception as error:  # pymatgen raises many kinds; each means the same to the user
-            detail = " ".join(str(error).split())[:150]
-            raise ValueError(f"is no complete CIF, POSCAR or JSON of a crystal ({detail})") from error
-    return _sound(structure)
-
-
-def _from_cif(text: str) -> Structure:
-    parser = CifParser.from_str(text, check_cif=False)
-    structures = parser.parse_structures(primitive=False, on_error="raise")
-    if len(structures) != 1:
-        raise ValueError(f"holds {len(structures)} crystals, not one")
-    (structure,) = structures
-    mismatch = parser.check(structure) or ""
-    if structure.is_ordered and mismatch.startswith(("Missing elements", "Incorrect stoichiometry")):
-        raise ValueError("its atoms are not those of its formula")  # cut off, or no hydrogen
-    return structure
-
-
-def _from_dict(data: Mapping[str, Any]) -> Structure:
-    sites = data["sites"]
-    species = [{each["element"]: each["occu"] for each in site["species"]} for site in sites]
-    return Structure(data["lattice"]["matrix"], species, [site["abc"] for site in sites])
-
-
-def _sound(structure: Structure) -> Structure:
-    """The crystal, of plain elements; ValueError if it is disordered, not finite, flat or has overlapping atoms."""
-    matrix, positions = structure.lattice.matrix, structure.frac_coords
-    if not (np.isfinite(matrix).all() and np.isfinite(positions).all()):
-        raise ValueError("holds numbers that are not finite")
-    if not len(structure):
-        raise ValueError("holds no atoms")
-    if abs(np.linalg.det(matrix)) < 1e-3 or np.linalg.norm(np.linalg.inv(matrix), axis=0).max() > 1 / FLAT:
-        raise ValueError("its cell vectors span no volume")
-    if not structure.is_ordered:
-        raise ValueError("is disordered (sites occupied in part or by several elements); an ordered cell is needed")
-    symbols = [getattr(site.specie, "element", site.specie) for site in structure]
-    if not all(isinstance(symbol, Element) for symbol in symbols):
-        raise ValueError("holds something that is no element")
-    plain = Structure(Lattice(matrix), symbols, positions)
-    close = plain.get_neighbor_list(CLOSE, exclude_self=True)[3]
-    if len(close):
-        raise ValueError(f"has atoms only {close.min():.2f} Å apart")
-    return plain
-
-
 def _candidate(id: str, text: Callable[[], str], source: str, band_gap: Any = None) -> Candidate | Failure:
     try:
         structure = parse_structure(text())
@@ -283,27 +207,13 @@ def _number(value: Any) -> float | None:
 # Files
 
 
-def _is_crystal_file(name: str) -> bool:
-    return any(fnmatch(name.lower(), pattern) for pattern in PATTERNS)
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError("is no regular file")
-    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as f:
-        content = f.read(TOO_LARGE + 1)
-    if len(content) > TOO_LARGE:
-        raise ValueError(f"is larger than {TOO_LARGE // 1_000_000} MB")
-    return content.decode()
-
-
 def _folder(folder: Path) -> Crystals:
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            if _is_crystal_file(name):
+            if is_crystal_file(name):
                 path = Path(root) / name
-                yield _candidate(path.relative_to(folder).as_posix(), partial(_text, path), "files")
+                yield _candidate(path.relative_to(folder).as_posix(), partial(structure_text, path), "files")
 
 
 def _rows(path: Path) -> Iterator[pd.DataFrame | Failure]:

@@ -74,7 +74,9 @@ def predict_density(
     known = potentials()
     species = [site.specie.symbol for site in structure]
     if unknown := sorted(set(species) - set(known)):
-        raise EcdError(name, f"ChargE3Net does not know {', '.join(unknown)}", "Compute the density (ecd compute).")
+        raise EcdError(
+            name, f"ChargE3Net does not know {', '.join(unknown)}", "Compute the density (ecd density --with gpaw)."
+        )
     lengths = np.linalg.norm(structure.lattice.matrix, axis=1)
     grid = [int(n) for n in shape] if shape else [fast_length(round(length / spacing, 3)) for length in lengths]
     found = symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), 1e-3)

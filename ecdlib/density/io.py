@@ -197,7 +197,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
 
 
 def read_npz(path: Source) -> ChargeDensity:
-    """Read an .npz written by :func:`write_npz` or ``ecd compute`` (e/Å³, Å).
+    """Read an .npz written by :func:`write_npz` or ``ecd density`` (e/Å³, Å).
 
     Raises:
         EcdError: missing or damaged file, or keys other than rho, cell, positions, numbers.

@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pymatgen.core import Structure
+from pymatgen.io.vasp.inputs import Poscar
+
 from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_npz
@@ -65,14 +68,14 @@ def find_gpaw_python(python: str | os.PathLike[str] | None = None) -> str:
 
 
 def compute_density(
-    poscar: str | os.PathLike[str],
+    structure: Structure,
     out: str | os.PathLike[str] | None = None,
     *,
     sets: Mapping[str, str] | None = None,
     python: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ChargeDensity:
-    """Valence electron density of the crystal in ``poscar`` (any VASP 5 POSCAR): a self-consistent GPAW calculation.
+    """Valence electron density of a crystal from a self-consistent GPAW calculation.
 
     One process with one thread, seconds to minutes for small cells. The recipe (``gpaw_script.py``) is the one that
     made the bundled densities, parameter by parameter, tested with GPAW 22.8.0.
@@ -87,23 +90,22 @@ def compute_density(
         progress: called with one line of text per iteration.
 
     Returns:
-        The density of spglib's *standardized primitive cell*: size, orientation and origin may differ from
-        ``poscar``. Its name is ``formula_spacegroup``, its convention names the PAW sets (``"gpaw-0.9.20000"``).
+        The density of spglib's *standardized primitive cell*: size, orientation and origin may differ from those of
+        ``structure``. Its name is ``formula_spacegroup``, its convention names the PAW sets (``"gpaw-0.9.20000"``).
 
     Raises:
-        EcdError: no GPAW; ``poscar`` is missing or cannot be read; an element without PAW set; no convergence;
-            ``out`` cannot be written. Nothing half-written is left.
+        EcdError: no GPAW; an element without PAW set; no convergence; ``out`` cannot be written. Nothing half-written
+            is left.
     """
-    poscar = Path(poscar)
-    if not poscar.is_file():
-        raise EcdError(poscar, "no such file", "Give the path of a POSCAR.")
     interpreter = find_gpaw_python(python)
     choices = [f"{element}={name}" for element, name in (sets or {}).items()]
     with tempfile.TemporaryDirectory(prefix="ecd-compute-") as folder:
         # Away from ecdlib's own folder: Python puts a script's folder first among those it imports from.
         script = shutil.copy(gpaw_script.__file__, folder)
-        result = Path(folder, "density.npz")
-        about = run_gpaw([interpreter, script, str(poscar.absolute()), str(result), *choices], poscar, folder, progress)
+        poscar, result = Path(folder, "POSCAR"), Path(folder, "density.npz")
+        poscar.write_text(Poscar(structure).get_str(significant_figures=16))
+        command = [interpreter, script, str(poscar), str(result), *choices]
+        about = run_gpaw(command, structure.composition.reduced_formula, folder, progress)
         density = read_npz(result)
         if out is not None:
             with atomic_write(out) as temporary:
@@ -115,8 +117,8 @@ def compute_density(
     )
 
 
-def run_gpaw(command: list[str], poscar: Path, folder: str, progress: Callable[[str], None] | None) -> dict[str, Any]:
-    """Run the script to its end, passing on its progress; what it says when done, or an EcdError about ``poscar``."""
+def run_gpaw(command: list[str], name: str, folder: str, progress: Callable[[str], None] | None) -> dict[str, Any]:
+    """Run the script to its end, passing on its progress; what it says when done, or an EcdError about ``name``."""
     log = Path(folder, "stderr.txt")
     done: dict[str, Any] = {}
     failure: dict[str, str] | None = None
@@ -143,16 +145,16 @@ def run_gpaw(command: list[str], poscar: Path, folder: str, progress: Callable[[
             process.kill()
             raise
     if failure is not None:
-        raise EcdError(poscar, failure["problem"], failure["remedy"])
+        raise EcdError(name, failure["problem"], failure["remedy"])
     if process.returncode < 0:
         raise EcdError(
-            poscar,
+            name,
             f"the calculation was killed by signal {-process.returncode}",
             "If memory ran out, give a smaller cell.",
         )
     if process.returncode:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1].strip()
         raise EcdError(
-            poscar, f"GPAW stopped with an error it does not explain ({last})", "Use GPAW 22.8.0, the version tested."
+            name, f"GPAW stopped with an error it does not explain ({last})", "Use GPAW 22.8.0, the version tested."
         )
     return done

@@ -439,7 +439,7 @@ def _compute(interpreter: str, settings: dict[str, Any], structure: Structure, m
         (folder / "task.json").write_text(json.dumps(task))
         begun = time.perf_counter()
         command = [interpreter, str(folder / "strained.py"), str(folder / "task.json")]
-        done = run_gpaw(command, Path(settings["crystal"]), name, None)
+        done = run_gpaw(command, settings["crystal"], name, None)
         return {"energy": done.pop("energy"), "seconds": round(time.perf_counter() - begun, 3), **done}
 
 
