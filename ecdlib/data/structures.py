@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
-from pymatgen.io.cif import CifParser
-from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
 
 from ecdlib.base.errors import EcdError
 from ecdlib.data.tables import load_structures
@@ -152,8 +150,8 @@ def parse_structure(text: str) -> Structure:
             elif re.search(r"^\s*(data_|loop_|_cell_)", text, re.MULTILINE | re.IGNORECASE):
                 structure = _from_cif(text)
             else:
-                structure = Poscar.from_str(text, default_names=None, read_velocities=False).structure
-        except BadPoscarWarning as error:
+                structure = _from_poscar(text)
+        except UserWarning as error:
             raise ValueError("names no elements above the numbers of atoms") from error
         except RecursionError as error:
             raise ValueError("is nested too deeply") from error
@@ -163,7 +161,15 @@ def parse_structure(text: str) -> Structure:
     return checked(structure)
 
 
+def _from_poscar(text: str) -> Structure:
+    from pymatgen.io.vasp.inputs import Poscar  # slow to import
+
+    return Poscar.from_str(text, default_names=None, read_velocities=False).structure
+
+
 def _from_cif(text: str) -> Structure:
+    from pymatgen.io.cif import CifParser
+
     parser = CifParser.from_str(text, check_cif=False)
     structures = parser.parse_structures(primitive=False, on_error="raise")
     if len(structures) != 1:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pymatgen.core import Structure
-from pymatgen.io.vasp.inputs import Poscar
 
 from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.density.core import ChargeDensity
@@ -102,6 +101,8 @@ def compute_density(
     with tempfile.TemporaryDirectory(prefix="ecd-compute-") as folder:
         # Away from ecdlib's own folder: Python puts a script's folder first among those it imports from.
         script = shutil.copy(gpaw_script.__file__, folder)
+        from pymatgen.io.vasp.inputs import Poscar  # slow to import
+
         poscar, result = Path(folder, "POSCAR"), Path(folder, "density.npz")
         poscar.write_text(Poscar(structure).get_str(significant_figures=16))
         command = [interpreter, script, str(poscar), str(result), *choices]
