@@ -351,16 +351,15 @@ def train(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="result file to write (.npz)")] = None,
 ) -> None:
     """Train a model with the parameters of the notebook 'training' (`ecd list`); resumes what was interrupted."""
-    from ecdlib.book.parameters import TrainingParameters
-    from ecdlib.learn.experiments import run_experiment, slug
+    from ecdlib.learn.lean import TrainingParameters, run_lean, table2_errors
 
     p = _values("training", parameter, profile)
     assert isinstance(p, TrainingParameters)
-    path = out or Path(f"{slug(p)}.npz")
+    path = out or Path(p.file_name)
     _check_npz(path, "result file")
-    result = run_experiment(p, path)
-    for target in result.meta["targets"]:
-        errors = {k: f"{v:.3g}" for k, v in result.errors(target).items() if v == v}
+    result = run_lean(p, path)
+    for target in result.targets:
+        errors = {k: f"{v:.3g}" for k, v in table2_errors(result, target).items() if v == v}
         print(f"{target}: mean absolute errors {errors}")
     print(f"written: {path}")
 

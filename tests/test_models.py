@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from ecdlib.book.artifacts import load_artifacts
-from ecdlib.book.parameters import TrainingParameters
 from ecdlib.density.cell import to_conventional
 from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import load_density
 from ecdlib.features.autocorrelation import cubic_average, cubic_orbits, standardized_autocorrelation
 from ecdlib.features.composition import magpie_features
+from ecdlib.learn.lean import TrainingParameters
 from ecdlib.models import MODELS
 from ecdlib.models.density_gpr import DensityGPR
 from ecdlib.models.lean_cnn import LeanCNN, count_parameters, whitening
@@ -166,7 +166,7 @@ def test_gaussian_process_agrees_with_scikit_learn_and_survives_storage() -> Non
     best = -peer.log_marginal_likelihood(kernel.theta)
     for shift in np.vstack([np.eye(4), -np.eye(4)]) * 0.05:  # the fitted hyperparameters are a minimum
         assert -peer.log_marginal_likelihood(kernel.theta + _spread(shift)) > best - 1e-6
-    again = DensityGPR.from_state(dict(model.state), log_target=True)
+    again = DensityGPR(log_target=True).restore(dict(model.state))
     assert np.array_equal(again.predict(X[40:]), value)
 
 
@@ -218,8 +218,7 @@ def test_the_same_density_twice_tells_the_gaussian_process_no_more_than_once() -
         "hyperparameters": np.array([variance, *wider, *wider, noise]),
         "training": np.hstack([s["training"]] * 2),
     }
-    two = DensityGPR.from_state({**s, **twice}, log_target=True)
-    assert two.channels == 2
+    two = DensityGPR(log_target=True, channels=2).restore({**s, **twice})
     for x, z in zip(one.predict(a, return_std=True), two.predict(np.hstack([a, a]), return_std=True), strict=True):
         assert np.allclose(x, z, rtol=1e-6)
 
@@ -234,7 +233,7 @@ def test_a_gaussian_process_of_two_channels_uses_both_and_survives_storage() -> 
         predicted = DensityGPR(5, True, channels).fit(X[:70], y[:70]).predict(X[70:])
         error[name] = np.abs(np.log(predicted / y[70:])).mean()
     assert error["both"] < 0.7 * min(error["a"], error["b"])
-    again = DensityGPR.from_state(dict(two.state), log_target=True)
+    again = DensityGPR(log_target=True, channels=2).restore(dict(two.state))
     assert np.array_equal(again.predict(both[70:]), two.predict(both[70:]))
 
 

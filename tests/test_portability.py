@@ -11,7 +11,7 @@ from pymatgen.core import Composition
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file, data_folder
-from ecdlib.book.parameters import TrainingParameters, resolve
+from ecdlib.data.properties import PROPERTIES
 from ecdlib.data.tables import load_cubic_targets
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_density
@@ -19,8 +19,9 @@ from ecdlib.density.store import DensityStore, load_densities
 from ecdlib.density.valence import Valence, recognize, target_electrons
 from ecdlib.features import collection as features
 from ecdlib.features.collection import FeatureSettings, featurize, statistics
-from ecdlib.learn import experiments
-from ecdlib.learn.experiments import Experiment, load_results, run_experiment, settings, slug
+from ecdlib.learn import lean
+from ecdlib.learn.conversion_cost import movement
+from ecdlib.learn.lean import TrainingParameters, channel_settings, run_lean, stack_channels, table2_errors
 from ecdlib.learn.portability import (
     LEFT_OUT,
     Route,
@@ -33,23 +34,22 @@ from ecdlib.learn.portability import (
     pair_names,
     spectra_apart,
 )
-from ecdlib.learn.predict import POSITIVE, FusionPredictor, Predictor, conversion_lines, load_predictors, predict
+from ecdlib.learn.predict import Predictor, conversion_lines, load_predictors, predict
+from ecdlib.learn.result import Result, shipped_results
 
 Array = np.ndarray
 NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"
 
 
 def parameters(**given: object) -> TrainingParameters:
-    p = resolve("training", {"model": "density-gpr", "convention": "portable", **given})
-    assert isinstance(p, TrainingParameters)
-    return p
+    return TrainingParameters.checked({"model": "density-gpr", "convention": "portable", **given})
 
 
 @pytest.fixture(scope="module")
 def portable() -> list[Predictor]:
     found = load_predictors()
-    assert all(isinstance(p, Predictor) and p.portable for p in found)
-    return found  # type: ignore[return-value]
+    assert all(p.model.portable for p in found)
+    return found
 
 
 def of_unknown_potentials(density: ChargeDensity) -> ChargeDensity:
@@ -119,7 +119,7 @@ def test_potentials_with_d_electrons_are_a_class_of_their_own() -> None:
     assert not pair_has_d_electrons("MgAu_221")  # that of gold is in both densities
 
 
-# Features and experiments
+# Features and training
 
 
 def test_features_in_a_convention() -> None:
@@ -135,16 +135,16 @@ def test_features_in_a_convention() -> None:
     assert not np.allclose(raw[0], own[0], rtol=0.1)
 
 
-def test_names_and_channels_of_portable_experiments() -> None:
+def test_names_and_channels_of_portable_models() -> None:
     p = parameters()
-    assert slug(p) == "density-gpr-portable--bulk_modulus--seed0"
-    assert slug(parameters(augment=True)) == "density-gpr-portable-augmented--bulk_modulus--seed0"
-    assert [s.convention for s in settings(p)] == ["gpaw", "chemical"]
-    assert [s.convention for s in settings(parameters(convention="computed"))] == ["computed"]
+    assert p.file_name == "density-gpr-portable--bulk_modulus--seed0.npz"
+    assert parameters(augment=True).file_name == "density-gpr-portable-augmented--bulk_modulus--seed0.npz"
+    assert [s.convention for s in channel_settings(p)] == ["gpaw", "chemical"]
+    assert [s.convention for s in channel_settings(parameters(convention="computed"))] == ["computed"]
     channels = [np.full((3, 4 + 12), float(n)) for n in range(2)]
-    assert experiments.arrange("density-gpr", channels).shape == (3, 32)
-    assert experiments.arrange("octahedral-a", channels).shape == (3, 2, 4)
-    assert experiments.arrange("octahedral-a", channels[:1]).shape == (3, 4)
+    assert stack_channels("density-gpr", channels).shape == (3, 32)
+    assert stack_channels("octahedral-a", channels).shape == (3, 2, 4)
+    assert stack_channels("octahedral-a", channels[:1]).shape == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_names_and_channels_of_portable_experiments() -> None:
 )
 def test_what_does_not_fit_together_is_refused(given: dict[str, object], problem: str, tmp_path: Path) -> None:
     with pytest.raises(EcdError, match=problem):
-        run_experiment(parameters(**given), tmp_path / "r.npz", progress=False)
+        run_lean(parameters(**given), tmp_path / "r.npz", progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,12 +184,13 @@ def test_pairs_are_predicted_by_models_that_have_not_seen_the_crystal_in_any_con
         def predict(self, X: Array) -> Array:
             return np.full(len(X), float(self.rank))
 
-    monkeypatch.setattr(experiments, "inputs", lambda *_: number)
-    monkeypatch.setattr(experiments, "pair_inputs", lambda _: others)
-    monkeypatch.setattr(experiments, "build", lambda *_: Spy())
-    result = run_experiment(parameters(protocol="10-fold", augment=augment), tmp_path / "r.npz", progress=False)
-    assert set(result.pairs) == set(others)
-    for route, predicted in result.pairs.items():
+    monkeypatch.setattr(lean, "inputs", lambda *_: number)
+    monkeypatch.setattr(lean, "pair_inputs", lambda _: others)
+    monkeypatch.setattr(lean, "build", lambda *_: Spy())
+    result = run_lean(parameters(protocol="10-fold", augment=augment), tmp_path / "r.npz", progress=False)
+    stored = {key.removeprefix("pairs/"): v for key, v in result.more.items() if key.startswith("pairs/")}
+    assert set(stored) == set(others)
+    for route, predicted in stored.items():
         assert predicted.shape == (99, 1)
         for x, rank in zip(others[route][:, 0], predicted[:, 0], strict=True):
             assert not {x, np.floor(x)} & seen[int(rank)]
@@ -197,34 +198,34 @@ def test_pairs_are_predicted_by_models_that_have_not_seen_the_crystal_in_any_con
     halves = [len({x for x in each if x % 1}) for each in seen]
     assert min(halves) > 60 if augment else max(halves) == 0
     assert all(len(values) == 1 for values in labels.values())
-    assert (result.movement("bulk_modulus") == 0).all(axis=None)
+    assert (movement(result, "bulk_modulus") == 0).all(axis=None)
 
 
 def test_two_channels_from_the_density_to_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
     monkeypatch.setattr(features, "available_cores", lambda: 1)
     p = parameters(crystals=60, size=7, voxel=1.0, protocol="split")
-    result = run_experiment(p, tmp_path / "r.npz", progress=False)
-    assert result.pairs == {}  # there are too few crystals for the pairs
-    assert result.errors("bulk_modulus")["train"] < 0.5 * result.truth.std()
+    result = run_lean(p, tmp_path / "r.npz", progress=False)
+    assert set(result.more) == {"validated", "losses"}  # there are too few crystals for the pairs
+    assert table2_errors(result, "bulk_modulus")["train"] < 0.5 * result.truth.std()
     (predictor,) = load_predictors(str(tmp_path / "r.npz"))
-    name = str(result.names[result.test][0])
+    name = str(result.names[result.tested()][0])
     (record,) = predict(load_densities("cubic")[name], [predictor])
-    assert record["value"] == pytest.approx(float(result.fitted[result.test][0, 0]), rel=1e-3)
+    assert record["value"] == pytest.approx(float(result.fitted[0][result.tested()][0, 0]), rel=1e-3)
     assert record["conversion_std"] == 0
-    with pytest.raises(EcdError, match=r"r\.npz: .*pairs"):  # what a conversion costs is not known
+    with pytest.raises(EcdError, match="without the pairs"):  # what a conversion costs is not known
         predict(read_density(NACL), [predictor])
 
 
 # What ships
 
 
-def moved(results: dict[str, Experiment], name: str, target: str, route: Route) -> float:
-    return float(results[f"{name}--{target}--seed0"].movement(target)[route].abs().mean())
+def moved(results: dict[str, Result], name: str, target: str, route: Route) -> float:
+    return float(movement(results[f"{name}--{target}--seed0"], target)[route].abs().mean())
 
 
 def test_predictions_hardly_move_once_the_valence_is_converted() -> None:
-    plain, converted = load_results(), load_results("portable")
+    plain, converted = shipped_results("results"), shipped_results("portable")
     assert moved(plain, "density-gpr", "bulk_modulus", "as computed") > 15
     assert moved(plain, "density-gpr", "total_energy", "as computed") > 1
     for model in ("density-gpr-portable", "density-gpr-portable-augmented", "pca-gpr-portable"):
@@ -234,15 +235,16 @@ def test_predictions_hardly_move_once_the_valence_is_converted() -> None:
         assert moved(converted, model, "total_energy", "radial functions") < 0.1
     for e in converted.values():
         assert e.meta["parameters"]["convention"] == "portable"
-        assert {r: len(v) for r, v in e.pairs.items()} == {"shells": 99, "calibrated": 69, "radial functions": 99}
-        assert all(np.isfinite(v).all() for v in e.pairs.values())
+        stored = {key.removeprefix("pairs/"): v for key, v in e.more.items() if key.startswith("pairs/")}
+        assert {r: len(v) for r, v in stored.items()} == {"shells": 99, "calibrated": 69, "radial functions": 99}
+        assert all(np.isfinite(v).all() for v in stored.values())
 
 
 def test_nothing_is_lost_by_the_portable_model() -> None:
-    plain, converted = load_results(), load_results("portable")
-    for target in experiments.UNITS:
-        a = plain[f"density-gpr--{target}--seed0"].errors(target)["10-fold"]
-        b = converted[f"density-gpr-portable--{target}--seed0"].errors(target)["10-fold"]
+    plain, converted = shipped_results("results"), shipped_results("portable")
+    for target in lean.BOTH:
+        a = table2_errors(plain[f"density-gpr--{target}--seed0"], target)["10-fold"]
+        b = table2_errors(converted[f"density-gpr-portable--{target}--seed0"], target)["10-fold"]
         assert b < 1.1 * a
 
 
@@ -267,18 +269,20 @@ def test_stored_predictions_from_the_other_density_follow_from_the_weights(
     other = load_densities("pairs")[name]
     for density, route in ((other, "radial functions"), (of_unknown_potentials(other), "shells")):
         for p, record in zip(portable, predict(density, portable), strict=True):
-            assert p.experiment.fold[list(p.experiment.names).index(name)] == 0  # by the model whose weights ship
-            stored = float(p.experiment.pairs[route][pair_names().index(name), 0])
+            assert isinstance(p.model, lean.LeanModel)
+            result = p.model.result
+            assert result.fold[list(result.names).index(name)] == 0  # by the model whose weights ship
+            stored = float(result.more[f"pairs/{route}"][pair_names().index(name), 0])
             assert record["value"] == pytest.approx(stored, rel=1e-4)
 
 
-def between_codes(p: Predictor | FusionPredictor) -> float:
+def between_codes(p: Predictor) -> float:
     """Root mean square of what a prediction moves from our density to VASP's, of NaCl and Li at one geometry."""
     ours, moves = DensityStore(data_file("vasp/gpaw.h5")), []
     for name in ours.names:
         theirs = predict(read_density(data_file(f"vasp/CHGCAR.{name}.gz")), [p])[0]["value"]
         own = predict(ours[name], [p])[0]["value"]
-        moves.append(theirs / own - 1 if p.target in POSITIVE else theirs - own)
+        moves.append(theirs / own - 1 if PROPERTIES[p.target].positive else theirs - own)
     return float(np.sqrt(np.mean(np.square(moves))))
 
 
@@ -287,7 +291,7 @@ def test_a_conversion_costs_what_it_does_to_the_pairs_of_its_class(portable: lis
     standard = recognize(load_densities("cubic")["NaCl_225"])
     assert bulk.cost(standard, 20.0) == energy.cost(standard, -3.0) == 0
     salts = [n for n in pair_names() if not pair_has_d_electrons(n)]
-    moved = energy.experiment.movement("total_energy")
+    moved = energy.model.movement("total_energy")
     vasp = recognize(read_density(NACL))
     shells, calibrated = (float((moved[route][salts] ** 2).mean() ** 0.5) for route in ("shells", "calibrated"))
     codes = between_codes(energy)
@@ -318,11 +322,11 @@ def test_fusion_models_convert_without_smoothing() -> None:
             "calibrated": (other, *conversion(other, "calibrated")),
             "radial functions": (other, None),
         }
-        found = {key: predictors[0].features(*case) for key, case in cases.items()}
+        found = {key: predictors[0].model.features(*case) for key, case in cases.items()}
         for p in predictors:
             for key in cases:
-                assert p.predict(found[key])[0] == pytest.approx(rows[key][p.target], rel=1e-4)  # type: ignore[arg-type]
-        assert np.array_equal(found["own"], predictors[0].model.features(own))  # type: ignore[union-attr]
+                assert p.predict(found[key])[0] == pytest.approx(rows[key][p.target], rel=1e-4)
+        assert np.array_equal(found["own"], predictors[0].model.features(own))
 
 
 def test_what_a_conversion_costs_the_fusion_models() -> None:
@@ -342,9 +346,10 @@ def test_what_a_conversion_costs_the_fusion_models() -> None:
         for p in load_predictors(model):
             rows = table[(table["model"] == model) & (table["property"] == p.target) & salts].set_index("pair")
             moves = rows["shells"] - rows["own"]
-            if p.target in POSITIVE:
+            if PROPERTIES[p.target].positive:
                 moves = moves / rows["own"]
-            expected = np.hypot(float((moves**2).mean() ** 0.5), between_codes(p)) * (50 if p.target in POSITIVE else 1)
+            expected = np.hypot(float((moves**2).mean() ** 0.5), between_codes(p))
+            expected *= 50 if PROPERTIES[p.target].positive else 1
             assert p.cost(vasp, 50.0) == pytest.approx(expected)
             assert p.cost(vasp, 50.0) > 0
             assert p.cost(recognize(load_densities("cubic")["NaCl_225"]), 50.0) == 0

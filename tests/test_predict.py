@@ -20,7 +20,8 @@ from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_density
 from ecdlib.density.store import load_density
 from ecdlib.density.valence import to_convention
-from ecdlib.learn.predict import Domain, Predictor, load_predictors, predict
+from ecdlib.learn.domain import Domain
+from ecdlib.learn.predict import Predictor, load_predictors, predict
 
 NACL = str(data_folder() / "vasp" / "CHGCAR.NaCl.gz")
 FIELDS = ["file", "property", "value", "std", "unit", "conversion", "conversion_std", "warnings"]
@@ -60,7 +61,7 @@ def test_records_are_complete_and_a_training_crystal_comes_back(predictors: list
 def test_every_shipped_prediction_follows_from_the_shipped_weights(predictors: list[Predictor]) -> None:
     for p in [*predictors, *load_predictors("density-gpr"), *load_predictors("octahedral-a")]:
         for name in ("LiH_225", "Fe3SnC_221"):
-            stored = float(p.experiment.fitted[list(p.experiment.names).index(name), 0])
+            stored = float(p.model.result.fitted[0, list(p.model.result.names).index(name), 0])
             (record,) = predict(load_density(name), [p])
             assert record["value"] == pytest.approx(stored, rel=2e-3, abs=2e-3)
 
@@ -115,7 +116,9 @@ def test_models_that_cannot_predict_are_refused_in_one_line(tmp_path: Path) -> N
         load_predictors("nothing")
     with pytest.raises(EcdError, match="holds no weights"):
         load_predictors("magpie-forest")
-    with pytest.raises(EcdError, match="is no readable result"):
+    with pytest.raises(EcdError, match=r"cgcnn"):
+        load_predictors("cgcnn")
+    with pytest.raises(EcdError, match="is not a readable model"):
         load_predictors(str(tmp_path / "missing.npz"))
     for model, key in (
         ("octahedral-a--bulk_modulus--100--seed0", "convolutions.1.values"),
@@ -123,7 +126,7 @@ def test_models_that_cannot_predict_are_refused_in_one_line(tmp_path: Path) -> N
     ):
         with np.load(data_file(f"results/{model}.npz")) as z:
             arrays = dict(z)
-        arrays[f"weights/{key}"] = arrays[f"weights/{key}"][:5]
+        arrays[f"state/{key}"] = arrays[f"state/{key}"][:5]
         np.savez(tmp_path / "cut.npz", **arrays)
         with pytest.raises(EcdError, match="weights do not fit"):
             predict(load_density("LiH_225"), load_predictors(str(tmp_path / "cut.npz")))
@@ -147,12 +150,12 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{NACL}: valence Na 1, Cl 7 (known from its POTCAR, header or --valence)" in printed.out
-    assert "Of ± std the conversion makes " in printed.out
+    assert "Of this uncertainty, " in printed.out
     assert run(monkeypatch, NACL, "--model", "density-gpr") == 0
     printed = capsys.readouterr()
     assert "another valence convention" in printed.err
     assert "--model density-gpr-portable converts it" in printed.err
-    assert "conversion makes" not in printed.out
+    assert "come from the conversion" not in printed.out
     assert run(monkeypatch, NACL, "--valence", "Na=3,Cl=7") == 2
     printed = capsys.readouterr()
     assert printed.err == "ecd: Na=3: no whole shells have so many electrons. Possible: 1, 7, 9.\n"

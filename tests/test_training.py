@@ -13,7 +13,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from torch import nn
 
 from ecdlib.base.errors import EcdError
-from ecdlib.learn.evaluation import cross_validate, scores
+from ecdlib.learn.evaluation import scores
+from ecdlib.learn.protocol import cross_validate
 from ecdlib.models.lean_cnn import LeanCNN
 from ecdlib.models.octahedral_cnn import OctahedralCNN
 from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings, fit, pick_device

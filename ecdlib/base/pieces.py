@@ -57,6 +57,10 @@ class Pieces:
         except DAMAGED as error:
             raise EcdError(self.path(name), "is damaged", "Remove it; the same command makes it again.") from error
 
+    def seconds(self, name: str) -> float:
+        """How long a finished piece took."""
+        return float(self._read(name)["__note__"]["seconds"])
+
     @property
     def names(self) -> list[str]:
         """Names of the finished pieces, sorted."""

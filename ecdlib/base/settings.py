@@ -68,3 +68,12 @@ class Parameters(BaseModel):
                 problem = f"parameter {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
                 remedy = f"It means: {field.description} (default {field.default!r})."
             raise EcdError(source, problem, remedy) from error
+
+    def confirm(self, stored: Mapping[str, Any], file: object) -> None:
+        """Refuse to take a finished file for a result of these settings if it is of others.
+
+        Raises:
+            EcdError: the file was made with other settings.
+        """
+        if type(self).checked(stored, source=file) != self:
+            raise EcdError(file, "was made with other parameters", "Remove it, or choose another name with --out.")

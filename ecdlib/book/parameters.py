@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.settings import Parameters, Profile, Size, Subset
+from ecdlib.learn.lean import TrainingParameters
 
 
 def _bundled(name: str) -> str:
@@ -109,59 +110,6 @@ class ArchitecturesParameters(Parameters):
 
     architecture: Literal["A", "B", "C"] = Field("A", description="network of Table 1 that is drawn and timed")
     batch: int = Field(8, ge=1, le=500, description="crystals in the batch that is timed")
-
-
-class TrainingParameters(Parameters):
-    """Training a model: losses, splits, and what helps the optimizer."""
-
-    full: ClassVar[dict[str, Any]] = {"epochs": 650, "first_cycle": 50}
-    tiny: ClassVar[dict[str, Any]] = {"epochs": 2, "crystals": 60, "size": 19, "voxel": 0.5}
-
-    model: Literal[
-        "lean-a",
-        "lean-b",
-        "lean-c",
-        "octahedral-a",
-        "octahedral-b",
-        "octahedral-c",
-        "lean-a-density",
-        "zhao",
-        "mirzaee",
-        "pca-gpr",
-        "density-gpr",
-        "magpie-forest",
-    ] = Field("octahedral-a", description="what is trained")
-    target: Literal["bulk_modulus", "total_energy", "both"] = Field(
-        "bulk_modulus", description="what it learns; both at once for Models C"
-    )
-    protocol: Literal["split", "9-fold", "10-fold"] = Field(
-        "split",
-        description="split: nine tenths train, one tests; 9-fold: and cross-validation within the nine tenths; "
-        "10-fold: and over all crystals",
-    )
-    epochs: int = Field(20, ge=1, le=100_000, description="passes over the training crystals; the paper takes 650")
-    batch_size: int = Field(50, ge=1, description="crystals in a step")
-    learning_rate: float = Field(5e-3, gt=0, description="initial, of Adam")
-    first_cycle: int = Field(20, ge=1, description="epochs until the first warm restart")
-    cycle_growth: int = Field(3, ge=1, description="each cycle is that much longer than the one before")
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability")
-    precondition: bool = Field(True, description="whiten the input of the first layer, for networks that can")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the convolutions")
-    size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
-    voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
-    grid: int = Field(24, ge=8, le=128, description="edge of the common grid for models that read the density itself")
-    convention: Literal["computed", "portable"] = Field(
-        "computed",
-        description="the density as computed, or what every code gives: smoothed in one convention and, as a second "
-        "channel, its chemical valence",
-    )
-    augment: bool = Field(False, description="train also on the pairs' densities of the other valence, converted")
-    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals; 0: all")
-
-    @property
-    def channels(self) -> int:
-        """Densities that each crystal is seen in."""
-        return 2 if self.convention == "portable" else 1
 
 
 class LeanResultsParameters(Parameters):

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,14 @@ from ecdlib.book.parameters import FusionParameters
 from ecdlib.data.properties import UNITS, labelled
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.valence import Valence, to_ours
 from ecdlib.features.collection import QUANTILE_NAMES, bundled_features, statistics
 from ecdlib.features.composition import magpie, magpie_features
+from ecdlib.learn.conversion_cost import Calibration
 from ecdlib.learn.evaluation import deal, scores
 from ecdlib.learn.experiments import read_partial, save_partial
 from ecdlib.learn.latents import POOLINGS, Autoencoder, bundled_grids, bundled_names, load_autoencoder, pooled
+from ecdlib.learn.portability import ROUTES, calibrating_compounds, load_fusion_movement
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
 from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
@@ -292,6 +295,37 @@ class FusionModel:
     meta: dict[str, Any]
     source: str
 
+    portable: ClassVar[bool] = True  #: it takes densities of any valence convention
+
+    @classmethod
+    def from_file(cls, arrays: dict[str, Any], meta: dict[str, Any], source: str) -> FusionModel:
+        """From what the file holds."""
+        return cls({k: v for k, v in arrays.items() if "/" in k}, arrays["names"], meta, source)
+
+    @property
+    def targets(self) -> list[str]:
+        """What it predicts."""
+        return list(self.meta["targets"])
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Names of its training crystals."""
+        return tuple(self.names)
+
+    @property
+    def features_key(self) -> str:
+        """Models of one key share their features."""
+        return self.source
+
+    def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
+        """See :func:`ecdlib.learn.conversion_cost.movement`."""
+        table = load_fusion_movement()
+        mine = table["model"] == f"fusion-{self.meta['parameters']['model']}"
+        table = table[mine & (table["property"] == target)].set_index("pair")
+        moved = table[list(ROUTES)].sub(table["own"], axis=0)
+        moved.loc[calibrating_compounds(), "calibrated"] = np.nan
+        return moved.div(table["own"], axis=0) if relative else moved
+
     @cached_property
     def parameters(self) -> FusionParameters:
         """What it was trained with."""
@@ -328,8 +362,18 @@ class FusionModel:
         network.load_state_dict(weights)
         return network.eval()
 
-    def features(self, density: ChargeDensity) -> Floats:
-        """``(1, features)`` of one density."""
+    def features(
+        self, density: ChargeDensity, valence: Valence | None = None, calibration: Calibration | None = None
+    ) -> Floats:
+        """``(1, features)`` of one density; one of another valence is converted first, without smoothing.
+
+        Args:
+            valence, calibration: see :func:`ecdlib.density.valence.to_ours`.
+
+        Raises:
+            EcdError: a valence that is not known.
+        """
+        density = to_ours(density, valence, calibration)
         kind = self.parameters.inputs.removesuffix("+magpie")
         parts = []
         if kind in ("latent", "pooled"):

@@ -160,14 +160,14 @@ def fusion_movement() -> pd.DataFrame:
         for name in tqdm(other.names, desc=model, unit="pair"):
             as_own = Valence({e: target_electrons(e, "gpaw") for e in own[name].species}, True, "")
             features = {
-                "own": predictors[0].features(own[name]),
-                "as computed": predictors[0].features(other[name], as_own),
+                "own": predictors[0].model.features(own[name]),
+                "as computed": predictors[0].model.features(other[name], as_own),
             }
             for route in ROUTES[1:]:
                 if name in pair_names(route):
-                    features[route] = predictors[0].features(other[name], *conversion(other[name], route))
+                    features[route] = predictors[0].model.features(other[name], *conversion(other[name], route))
             for p in predictors:
-                values = {key: p.predict(x)[0] for key, x in features.items()}  # type: ignore[arg-type]
+                values = {key: p.predict(x)[0] for key, x in features.items()}
                 rows.append({"model": model, "pair": name, "property": p.target, **values})
     return pd.DataFrame(rows)
 

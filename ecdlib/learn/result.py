@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.base.resources import bundled_in, data_file
+from ecdlib.base.settings import Parameters
 from ecdlib.density.core import Floats
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+_FIELDS = ("names", "truth", "role", "fold", "fitted", "crossed")
 #: Parts of a result that are kept in single precision.
 _PREDICTIONS = ("fitted", "validated", "crossed", "spread")
 
@@ -37,6 +40,25 @@ class Result:
     #: what only some tasks have, by name: ``validated (n, t)``, ``spread (n, t)``, ``losses``, ``pairs/ROUTE``
     more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     state: Mapping[str, NDArray[Any]] = field(default_factory=dict)  #: of the model fitted in the first split
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> Result:
+        """From what :meth:`write` has put into a file.
+
+        Raises:
+            KeyError, ValueError: something is missing or does not fit.
+        """
+        named: dict[str, dict[str, NDArray[Any]]] = {"more": {}, "state": {}}
+        for key, value in arrays.items():
+            group, slash, name = key.partition("/")
+            if slash:
+                named[group][name] = value
+        fields: dict[str, Any] = {f: arrays[f] for f in _FIELDS}
+        result = cls(**fields, meta=meta, more=named["more"], state=named["state"])
+        shape = result.truth.shape
+        if not (len(result.names) == shape[0] and result.crossed.shape == shape == result.fitted.shape[1:]):
+            raise ValueError("shapes")
+        return result
 
     @property
     def kind(self) -> str:
@@ -81,7 +103,7 @@ class Result:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write it, atomically; predictions in single precision."""
-        arrays: dict[str, Any] = {f: getattr(self, f) for f in ("names", "truth", "role", "fold", "fitted", "crossed")}
+        arrays: dict[str, Any] = {f: getattr(self, f) for f in _FIELDS}
         arrays |= {f"more/{k}": v for k, v in self.more.items()} | {f"state/{k}": v for k, v in self.state.items()}
         for key in arrays:
             if key.split("/")[-1] in _PREDICTIONS or key.startswith("more/pairs/"):
@@ -102,20 +124,26 @@ def load_result(source: str | os.PathLike[str], kind: str | None = None) -> Resu
     path = source if os.path.isfile(source) or os.fspath(source).endswith(".npz") else data_file(f"{source}.npz")
     try:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            rest = {
-                name: {k.removeprefix(f"{name}/"): z[k] for k in z.files if k.startswith(f"{name}/")}
-                for name in ("more", "state")
-            }
-            fields = {f: z[f] for f in ("names", "truth", "role", "fold", "fitted", "crossed")}
-            result = Result(**fields, meta=json.loads(str(z["meta"])), more=rest["more"], state=rest["state"])
-            shape = result.truth.shape
-            if result.kind != (kind or result.kind):
-                raise EcdError(path, f"is a result of {result.kind}, not of {kind}", "Give one of the right kind.")
-            if not (len(result.names) == shape[0] and result.crossed.shape == shape == result.fitted.shape[1:]):
-                raise ValueError("shapes")
-            return result
+            arrays = {key: z[key] for key in z.files}
+        result = Result.from_arrays(arrays, json.loads(str(arrays.pop("meta"))))
+        if result.kind != (kind or result.kind):
+            raise EcdError(path, f"is a result of {result.kind}, not of {kind}", "Give one of the right kind.")
+        return result
     except DAMAGED as error:
         raise EcdError(path, "is not a readable result", "Make it with `ecd train`.") from error
+
+
+def finished(out: Path, kind: str, parameters: Parameters) -> Result | None:
+    """What an earlier call with the same parameters has written to ``out``; None if it is still to be made.
+
+    Raises:
+        EcdError: a file of another task or of other parameters is in the way.
+    """
+    if not out.is_file():
+        return None
+    result = load_result(out, kind)
+    parameters.confirm(result.meta["parameters"], out)
+    return result
 
 
 def shipped_results(folder: str) -> dict[str, Result]:

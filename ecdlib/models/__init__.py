@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from ecdlib.data.properties import PROPERTIES
+
 if TYPE_CHECKING:
-    from ecdlib.book.parameters import TrainingParameters
+    from ecdlib.learn.lean import TrainingParameters
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def _network(module: str, name: str, *arguments: Any, density: bool = False) -> 
         settings = {f.name: getattr(p, f.name) for f in fields(TrainingSettings) if hasattr(p, f.name)}
         size = p.grid if density else p.size
         channels = {} if density else {"in_channels": p.channels}
-        make = lambda: network(*arguments, dropout=p.dropout, size=size, **channels)  # noqa: E731
-        return TorchRegressor(make, TrainingSettings(**settings), p.device)
+        make_module = partial(network, *arguments, dropout=p.dropout, size=size, **channels)
+        return TorchRegressor(make_module, TrainingSettings(**settings), p.device)
 
     return build
 
@@ -52,7 +55,7 @@ def _pca_gpr(p: TrainingParameters) -> Any:
 def _density_gpr(p: TrainingParameters) -> Any:
     from ecdlib.models.density_gpr import DensityGPR
 
-    return DensityGPR(log_target=p.target == "bulk_modulus", channels=p.channels)
+    return DensityGPR(log_target=PROPERTIES[p.target].logarithmic, channels=p.channels)
 
 
 def _magpie_forest(p: TrainingParameters) -> Any:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
+from sklearn.base import BaseEstimator, RegressorMixin
 
 from ecdlib.density.core import Floats
 from ecdlib.features.autocorrelation import QUANTILES
@@ -22,8 +23,8 @@ from ecdlib.features.autocorrelation import QUANTILES
 FLOOR = 1e-6  # e/Å³, below which densities are taken as equal
 
 
-class DensityGPR:
-    """Estimator with the interface of scikit-learn; plain arrays inside, so that it is stored and read without it.
+class DensityGPR(RegressorMixin, BaseEstimator):
+    """Gaussian process whose whole state is a few plain arrays (:attr:`state`), so that it can be stored.
 
     Matérn-5/2 kernel ``variance * k(sqrt(sum_g |Δz_g|² / l_g²))`` over groups g of features, with noise.
 
@@ -35,7 +36,9 @@ class DensityGPR:
     """
 
     def __init__(self, n_components: int = 25, log_target: bool = False, channels: int = 1):
-        self.n_components, self.log_target, self.channels = n_components, log_target, channels
+        self.n_components = n_components
+        self.log_target = log_target
+        self.channels = channels
 
     def _groups(self, X: Floats) -> list[Floats]:
         """Of each channel, whitened principal components and standardized log quantiles."""
@@ -85,14 +88,17 @@ class DensityGPR:
         self._factor = cho_factor(K, lower=True)
         self._weights = cho_solve(self._factor, s["z"])
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any], log_target: bool) -> DensityGPR:
-        """A fitted model from what :attr:`state` of another one holds."""
-        channels, n_components, _ = state["components"].shape
-        model = cls(n_components, log_target, channels)
-        model.state = state
-        model._prepare()
-        return model
+    def restore(self, state: dict[str, Any]) -> Self:
+        """Take over what :attr:`state` of a fitted model holds.
+
+        Raises:
+            ValueError: of a model with another number of channels.
+        """
+        if len(state["components"]) != self.channels:
+            raise ValueError(f"{len(state['components'])} channels, not {self.channels}")
+        self.state = state
+        self._prepare()
+        return self
 
     def predict(self, X: Floats, return_std: bool = False) -> Any:
         """``(n,)`` predictions in the target's unit, and their standard deviations if asked for (noise included)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -254,6 +254,25 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
             checkpoint=self.checkpoint,
             progress=self.progress,
         ).train
+        return self
+
+    @property
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What predicts, as arrays: the weights, and ``target_mean`` and ``target_scale``, ``(targets,)``."""
+        weights = {k: v.cpu().numpy() for k, v in self.module_.state_dict().items()}
+        return weights | {"target_mean": self.mean_, "target_scale": self.scale_}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> Self:
+        """Take over what :attr:`state` of a fitted model holds.
+
+        Raises:
+            KeyError, RuntimeError: of another network.
+        """
+        weights = {k: torch.from_numpy(v) for k, v in state.items() if not k.startswith("target_")}
+        self.mean_, self.scale_ = state["target_mean"], state["target_scale"]
+        self.module_ = self.make_module()
+        self.module_.load_state_dict(weights)
+        self.module_.eval()
         return self
 
     def predict(self, X: Floats | CrystalGraphs) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Experiments: honest splits, complete predictions, resumed after an interruption, one line for what cannot be."""
+"""The Lean CNN paper's task: honest splits, complete predictions, one line for what cannot be."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 
 from ecdlib.base.errors import EcdError
-from ecdlib.book.parameters import TrainingParameters, resolve
 from ecdlib.data.tables import load_cubic_targets
-from ecdlib.learn import experiments
-from ecdlib.learn.experiments import load_experiment, run_experiment, slug
+from ecdlib.learn import lean
+from ecdlib.learn.lean import TrainingParameters, run_lean, table2_errors
+from ecdlib.learn.result import load_result
 
 SMALL = {"crystals": 60, "size": 19, "voxel": 0.5, "epochs": 2}
 
 
 def parameters(**given: object) -> TrainingParameters:
-    p = resolve("training", SMALL | given)
-    assert isinstance(p, TrainingParameters)
-    return p
+    return TrainingParameters.checked(SMALL | given)
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def small_features(monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(p: TrainingParameters, names: list[str]) -> np.ndarray:
         return np.random.default_rng(0).random((len(names), k)).cumsum(1)
 
-    monkeypatch.setattr(experiments, "inputs", fake)
+    monkeypatch.setattr(lean, "inputs", fake)
 
 
 @pytest.mark.usefixtures("small_features")
@@ -50,26 +48,27 @@ def test_each_crystal_is_predicted_by_models_that_have_not_seen_it(
         def predict(self, X: np.ndarray) -> np.ndarray:
             return np.full(len(X), float(self.rank))
 
-    monkeypatch.setattr(experiments, "build", lambda *_: Spy())
+    monkeypatch.setattr(lean, "build", lambda *_: Spy())
     p = parameters(model="pca-gpr", protocol="10-fold")
-    result = run_experiment(p, tmp_path / "r.npz", progress=False)
-    last = experiments.inputs(p, list(result.names))[:, -1]
+    result = run_lean(p, tmp_path / "r.npz", progress=False)
+    last = lean.inputs(p, list(result.names))[:, -1]
     assert len(seen) == 19
     assert np.bincount(result.fold).tolist() == [6] * 10
+    test, validated = result.tested(), result.more["validated"]
     for i in range(len(last)):
         assert last[i] not in seen[int(result.crossed[i, 0])]
-        if not result.test[i]:
-            assert last[i] not in seen[int(result.validated[i, 0])]
-            assert not seen[int(result.validated[i, 0])] & set(last[result.test])
-    assert np.isnan(result.validated[result.test]).all()
+        if not test[i]:
+            assert last[i] not in seen[int(validated[i, 0])]
+            assert not seen[int(validated[i, 0])] & set(last[test])
+    assert np.isnan(validated[test]).all()
     assert (result.fitted == 0).all()
 
 
 @pytest.mark.usefixtures("small_features")
-def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes_between_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     p, out = parameters(protocol="9-fold"), tmp_path / "r.npz"
-    whole = run_experiment(p, tmp_path / "whole.npz", progress=False)
-    build, built = experiments.build, 0
+    whole = run_lean(p, tmp_path / "whole.npz", progress=False)
+    build, built = lean.build, 0
 
     def counting(*arguments: object) -> object:
         nonlocal built
@@ -78,44 +77,42 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(tmp_path: Path, monk
             raise KeyboardInterrupt
         return build(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(experiments, "build", counting)
+    monkeypatch.setattr(lean, "build", counting)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(p, out, progress=False)
+        run_lean(p, out, progress=False)
     assert not out.exists()
     with pytest.raises(EcdError, match="other parameters"):
-        run_experiment(parameters(seed=1, protocol="9-fold"), out, progress=False)
-    resumed = run_experiment(p, out, progress=False)
+        run_lean(parameters(seed=1, protocol="9-fold"), out, progress=False)
+    resumed = run_lean(p, out, progress=False)
     assert built == 4 + 7
-    assert np.array_equal(resumed.validated, whole.validated, equal_nan=True)
+    assert np.array_equal(resumed.more["validated"], whole.more["validated"], equal_nan=True)
     assert np.array_equal(resumed.fitted, whole.fitted)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["r.npz", "whole.npz"]
-    with pytest.raises(EcdError, match="holds a result of other parameters"):
-        run_experiment(parameters(seed=1, protocol="9-fold"), out, progress=False)
+    monkeypatch.setattr(lean, "build", None)
+    assert np.array_equal(run_lean(p, out).fitted, whole.fitted)  # what is there is not made again
+    with pytest.raises(EcdError, match=r"r\.npz: was made with other parameters"):
+        run_lean(parameters(seed=1, protocol="9-fold"), out, progress=False)
 
 
 @pytest.mark.usefixtures("small_features")
 def test_two_targets_at_once(tmp_path: Path) -> None:
-    result = run_experiment(parameters(model="octahedral-c", target="both"), tmp_path / "r.npz", progress=False)
+    result = run_lean(parameters(model="octahedral-c", target="both"), tmp_path / "r.npz", progress=False)
     labels = load_cubic_targets().loc[result.names]
     assert np.allclose(result.truth, labels[["bulk_modulus", "total_energy"]])
-    assert set(result.errors("total_energy")) == set(result.errors("bulk_modulus"))
-    assert len(result.losses) == 2
+    assert set(table2_errors(result, "total_energy")) == set(table2_errors(result, "bulk_modulus"))
+    assert len(result.more["losses"]) == 2
     with pytest.raises(EcdError, match="do not fit together"):
-        run_experiment(parameters(model="octahedral-c"), tmp_path / "s.npz", progress=False)
+        run_lean(parameters(model="octahedral-c"), tmp_path / "s.npz", progress=False)
     with pytest.raises(EcdError, match="do not fit together"):
-        run_experiment(parameters(target="both"), tmp_path / "s.npz", progress=False)
+        run_lean(parameters(target="both"), tmp_path / "s.npz", progress=False)
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
-    path = tmp_path / f"{slug(parameters())}.npz"
+    path = tmp_path / parameters().file_name
     for content in (b"nothing", b"", b"PK\x03\x04 cut off"):
         path.write_bytes(content)
         with pytest.raises(EcdError, match="octahedral-a--bulk_modulus"):
-            load_experiment(path)
-    path.unlink()
-    path.with_suffix(".partial.npz").write_bytes(b"nothing")
-    with pytest.raises(EcdError, match="damaged"):
-        run_experiment(parameters(), path, progress=False)
+            load_result(path)
 
 
 def test_too_few_crystals_are_refused() -> None:

@@ -1,0 +1,95 @@
+"""The one loader of trained models: what a file is, it says itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from ecdlib.base.errors import DAMAGED, EcdError
+from ecdlib.base.resources import bundled_in, data_file
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.valence import Valence
+from ecdlib.learn.conversion_cost import Calibration
+
+#: Class of each kind of model; adding one is a line. Its ``from_file(arrays, meta, source)`` makes it.
+KINDS = {
+    "lean": "ecdlib.learn.lean:LeanModel",
+    "fusion model": "ecdlib.learn.fusion:FusionModel",
+}
+#: Folders of the data that hold models, the first ones first.
+FOLDERS = ("models", "portable", "results")
+
+
+class DensityModel(Protocol):
+    """A trained model that predicts from a density."""
+
+    meta: dict[str, Any]
+    targets: list[str]
+    portable: bool  #: whether it takes densities of any valence convention
+    trained_on: tuple[str, ...]  #: names of bundled crystals
+    features_key: Hashable  #: models of one key share their features
+
+    def features(
+        self, density: ChargeDensity, valence: Valence | None = None, calibration: Calibration | None = None
+    ) -> Any:
+        """What it predicts from.
+
+        Args:
+            valence, calibration: for a portable model (see :func:`ecdlib.density.valence.to_convention`).
+        """
+
+    def predict(self, features: Any, target: str) -> tuple[float, float]:
+        """Value and standard deviation for one crystal."""
+
+    def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
+        """How far a change of the valence convention moves its predictions.
+
+        See :func:`ecdlib.learn.conversion_cost.movement`.
+        """
+
+
+def model_files(name: str | os.PathLike[str]) -> list[Path]:
+    """Files that hold a model: a path, or all shipped ones of that name (``NAME.npz``, ``NAME--*.npz``).
+
+    Raises:
+        EcdError: no such file, or no shipped model of that name.
+    """
+    if Path(name).suffix == ".npz":
+        return [Path(name)]
+    shipped = {f"{folder}/{file}": file.split("--")[0] for folder in FOLDERS for file in bundled_in(folder)}
+    found = [data_file(f"{path}.npz") for path, model in shipped.items() if model == os.fspath(name)]
+    if not found:
+        remedy = f"Give a file of `ecd train`, or one of: {', '.join(dict.fromkeys(shipped.values()))}."
+        raise EcdError(name, "no such trained model", remedy)
+    return found
+
+
+def load_model(path: str | os.PathLike[str], kind: str | None = None) -> Any:
+    """A trained model, of the class that its kind says.
+
+    Args:
+        path: file, or name of a shipped model that is one file.
+        kind: what it must be.
+
+    Raises:
+        EcdError: no such model, a damaged file, or one of another kind.
+    """
+    (file,) = model_files(path)
+    try:
+        with open(file, "rb") as f, np.load(f, allow_pickle=False) as z:
+            arrays = {key: z[key] for key in z.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        found = meta.get("kind", "fusion model" if "density_features" in meta else "")
+        if found != (kind or found) or found not in KINDS:
+            raise EcdError(file, f"holds {found}, not {kind or 'a model'}", f"Give one of: {', '.join(KINDS)}.")
+        module, name = KINDS[found].split(":")
+        return getattr(import_module(module), name).from_file(arrays, meta, str(file))
+    except DAMAGED as error:
+        raise EcdError(file, "is not a readable model", "Train it again.") from error
