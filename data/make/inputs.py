@@ -9,34 +9,34 @@ import sys
 from typing import Any
 
 from ecdlib.base.resources import ROOT
-from ecdlib.learn.inputs import InputsParameters, run_inputs
+from ecdlib.learn.inputs import INPUTS, StudyParameters, run_inputs
 
 OUT = ROOT / "_build" / "inputs"
+FIRST = tuple(INPUTS)[:14]
+MORE = ("superposed + deformation + composition", "superposed + fluctuation", "superposed + fluctuation + composition")
 MAIN = (
-    *("superposed", "self-consistent", "both densities", "composition", "superposed + composition"),
-    *("self-consistent + composition", "potential + composition", "superposed + composition + potential"),
+    *("superposed", "superposed + deformation", "composition"),
+    *("superposed + composition", "superposed + deformation + composition"),
 )
-SEEDS = ("superposed", "self-consistent", "both densities", "superposed + composition", "self-consistent + composition")
-CURVE = ("superposed", "self-consistent", "superposed + composition", "self-consistent + composition")
+FEW = (
+    *("superposed", "superposed + deformation"),
+    *("superposed + composition", "superposed + deformation + composition"),
+)
 VASP = (
-    *("superposed", "descriptors", "superposed + descriptors"),
+    *("superposed", "superposed + descriptors"),
     *("superposed + composition", "superposed + descriptors + composition"),
 )
 STUDIES: dict[str, dict[str, Any]] = {
-    "cubic": {},
-    "pairs": {"scheme": "pairs", "inputs": MAIN},
-    "prototypes": {"scheme": "prototypes", "inputs": MAIN},
-    "curve-100": {"inputs": CURVE, "train": 100},
-    "curve-200": {"inputs": CURVE, "train": 200},
-    "curve-400": {"inputs": CURVE, "train": 400},
-    "all": {"crystals": "all", "inputs": MAIN},
-    "vasp": {"crystals": "vasp", "inputs": VASP, "folds": 3},
-    "elements": {"scheme": "elements", "inputs": SEEDS},
-    "cubic-seed1": {"inputs": SEEDS, "seed": 1},
-    "cubic-seed2": {"inputs": SEEDS, "seed": 2},
-    "cubic-all": {"crystals": "cubic-all", "inputs": MAIN},
+    "cubic": {"inputs": FIRST},
+    "cubic-more": {"inputs": MORE},
+    "pairs": {"scheme": "pairs", "inputs": MAIN, "folds": 5},
+    "curve-100": {"inputs": FEW, "train": 100, "folds": 5},
+    "curve-300": {"inputs": FEW, "train": 300, "folds": 5},
+    "all": {"crystals": "all", "inputs": FEW, "folds": 5},
+    "vasp": {"crystals": "vasp", "inputs": VASP, "folds": 3, "train": 1500},
+    "prototypes": {"scheme": "prototypes", "inputs": MAIN, "folds": 5},
 }
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or STUDIES:
-        run_inputs(InputsParameters.checked(STUDIES[name], "full"), OUT / f"{name}.npz", name="data/make/inputs.py")
+        run_inputs(StudyParameters.checked(STUDIES[name], "full"), OUT / f"{name}.npz", name="data/make/inputs.py")

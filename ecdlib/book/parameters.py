@@ -161,6 +161,17 @@ class AnyCodeParameters(Parameters):
     crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals for it; 0: all")
 
 
+class InputsParameters(Parameters):
+    """What the calculation adds: superposed atoms, self-consistent densities, composition and a potential as inputs."""
+
+    full: ClassVar[dict[str, Any]] = {"crystals": 300, "folds": 10}
+    tiny: ClassVar[dict[str, Any]] = {"crystals": 60, "folds": 2}
+
+    example: Crystal = Field("Si_227", description="crystal whose deformation density is shown")
+    crystals: int = Field(100, ge=60, le=806, description="cubic crystals of the case that the page computes itself")
+    folds: int = Field(3, ge=2, le=100, description="folds of that case")
+
+
 class FusionDataParameters(Parameters):
     """Labels of 6,059 crystals: crystal systems, distributions, what the energies mean."""
 
@@ -325,6 +336,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "attention": AttentionParameters,
     "own_crystal": OwnCrystalParameters,
     "any_code": AnyCodeParameters,
+    "inputs": InputsParameters,
     "fusion_data": FusionDataParameters,
     "autoencoder": AutoencoderParameters,
     "latent_database": LatentDatabaseParameters,

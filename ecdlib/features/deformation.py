@@ -27,8 +27,9 @@ from ecdlib.features.invariants import CONVENTIONS, power_invariants
 
 #: e/Å³: deformations below it count linearly, those above by their logarithm.
 SMALL = 0.01
-#: States of a density of which features are taken; the third is the difference of the other two.
-STATES = ("superposed", "self-consistent", "deformation")
+#: Fields of which features are taken: both densities, their difference, and, as a control, the superposed density
+#: without its mean, with the features of the difference.
+STATES = ("superposed", "self-consistent", "deformation", "fluctuation")
 
 
 def deformation(density: ChargeDensity, convention: Target = "gpaw") -> Floats:
@@ -58,9 +59,9 @@ def structure_of(density: ChargeDensity) -> Structure:
 
 
 def deformation_features(change: Floats, lattice: Floats) -> Floats:
-    """Rotation-invariant 2-point statistics of δρ, and its quantiles.
+    """Rotation-invariant 2-point statistics of δρ, or of another field without a mean, and its quantiles.
 
-    p_0 of a field without a mean changes its sign with r, so that logarithms do not serve. All p_l(r) are taken in
+    p_0 of such a field changes its sign with r, so that logarithms do not serve. All p_l(r) are taken in
     units of p_0(0) = √(4π) <δρ²>.
 
     Returns:
@@ -84,7 +85,8 @@ def state_features(density: ChargeDensity) -> dict[str, Floats]:
 
     Returns:
         ``"superposed"`` and ``"self-consistent"`` ``(266,)``: ln of the invariants and quantiles of
-        :func:`ecdlib.features.crystal.density_features` in both conventions; ``"deformation"`` ``(133,)``.
+        :func:`ecdlib.features.crystal.density_features` in both conventions; ``"deformation"`` and ``"fluctuation"``
+        ``(133,)``.
     """
     structure = structure_of(density).get_reduced_structure()  # the grid of the quantiles depends on the cell
     densities = {
@@ -95,7 +97,12 @@ def state_features(density: ChargeDensity) -> dict[str, Floats]:
         state: np.concatenate([block for d in both for block in density_features(d).values()])
         for state, both in densities.items()
     }
-    return found | {"deformation": deformation_features(deformation(density), density.lattice)}
+    atoms = densities["superposed"][0]
+    differences = {
+        "deformation": (deformation(density), density.lattice),
+        "fluctuation": (atoms.values - atoms.values.mean(), atoms.lattice),
+    }
+    return found | {state: deformation_features(*field) for state, field in differences.items()}
 
 
 def bundled_state_features(names: Sequence[str], progress: bool = True) -> dict[str, Floats]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from pymatgen.core import Composition
+from pymatgen.core import Composition, Element
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -24,7 +24,7 @@ from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, Stan
 from ecdlib.base.pieces import in_pieces
 from ecdlib.base.resources import data_file
 from ecdlib.base.settings import Parameters
-from ecdlib.data.tables import load_crystals
+from ecdlib.data.tables import load_crystals, load_matbench_elasticity
 from ecdlib.density.core import Floats
 from ecdlib.density.store import load_densities, load_selection
 from ecdlib.features.composition import magpie
@@ -52,9 +52,10 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "potential + composition": ("potential", "composition"),
     "superposed + composition + potential": ("superposed", "composition", "potential"),
     "self-consistent + composition + potential": ("self-consistent", "composition", "potential"),
-    "descriptors": ("descriptors",),
+    "superposed + deformation + composition": ("superposed", "deformation", "composition"),
+    "superposed + fluctuation": ("superposed", "fluctuation"),
+    "superposed + fluctuation + composition": ("superposed", "fluctuation", "composition"),
     "superposed + descriptors": ("superposed", "descriptors"),
-    "descriptors + composition": ("descriptors", "composition"),
     "superposed + descriptors + composition": ("superposed", "descriptors", "composition"),
 }
 #: Properties, in the order of the results' columns.
@@ -65,6 +66,7 @@ GROUPS: dict[str, tuple[tuple[int, int], ...]] = {
     "superposed": ((121, 25), (12, 12)),
     "self-consistent": ((121, 25), (12, 12)),
     "deformation": ((121, 25), (12, 12)),
+    "fluctuation": ((121, 25), (12, 12)),
     "composition": ((132, 40),),
     "volume": ((1, 1),),
     "potential": ((10, 10), (10, 10), (4, 4)),
@@ -78,7 +80,7 @@ else:
     InputName = Literal[tuple(INPUTS)]
 
 
-class InputsParameters(Parameters):
+class StudyParameters(Parameters):
     """Which crystals, which of them are left out together, and what the model sees."""
 
     tiny: ClassVar[dict[str, Any]] = {"folds": 2, "subset": 60, "steps": 3}
@@ -97,7 +99,7 @@ class InputsParameters(Parameters):
         10, ge=2, le=100, description="parts that crystals, prototypes, pairs or elements are dealt into"
     )
     inputs: tuple[InputName, ...] = Field(
-        tuple(INPUTS)[:14], description="sets of inputs, each a model of its own", min_length=1
+        ("superposed", "self-consistent"), description="sets of inputs, each a model of its own", min_length=1
     )
     train: int = Field(0, ge=0, description="training crystals, drawn at random from the training part; 0: all")
     subset: int = Field(250, ge=30, description="training crystals that the length scales are fitted to")
@@ -238,7 +240,7 @@ def prototype(name: str) -> str:
     return f"{Composition(formula).anonymized_formula}_{group}"
 
 
-def fits_of(names: Sequence[str], p: InputsParameters) -> list[Fit]:
+def fits_of(names: Sequence[str], p: StudyParameters) -> list[Fit]:
     """Who trains and who tests.
 
     Of pairs and of elements, each crystal is tested where the first of its own is left out (in an order drawn at
@@ -276,7 +278,7 @@ def thinned(fits: Sequence[Fit], train: int, seed: int) -> list[Fit]:
     return thin
 
 
-def run_inputs(p: InputsParameters, out: Path, *, name: str = "inputs", progress: bool = True) -> Result:
+def run_inputs(p: StudyParameters, out: Path, *, name: str = "inputs", progress: bool = True) -> Result:
     """Make a study, or resume it.
 
     Args:
@@ -324,3 +326,83 @@ def run_inputs(p: InputsParameters, out: Path, *, name: str = "inputs", progress
             },
         ).write(out)
     return load_result(out, "inputs")
+
+
+def errors_of(result: Result, inputs: str, target: str) -> Floats:
+    """Absolute error for each crystal ``(n,)``, in the target's unit; NaN where there is no prediction.
+
+    Args:
+        inputs: a set of inputs of the study; ``"mean"``: the mean of the label over the training crystals, nearly
+            (that of all others), and ``"potential alone"``: :func:`potential_alone`, no model at all.
+    """
+    t = result.column(target)
+    truth = result.truth[:, t]
+    if inputs == "mean":
+        return np.asarray(np.abs(truth - (truth.sum() - truth) / (len(truth) - 1)))
+    if inputs == "potential alone":
+        return np.abs(potential_alone(list(result.names))[:, t] - truth) if t < 2 else np.full(len(truth), np.nan)
+    return np.asarray(np.abs(result.more[inputs][:, t] - truth), dtype=float)
+
+
+def gain(result: Result, less: str, more: str, target: str, among: Any = slice(None)) -> dict[str, Any]:
+    """By how much an input lowers the error of the same crystals.
+
+    Args:
+        less, more: sets of inputs, without and with what is asked for (see :func:`errors_of`).
+        among: which crystals, as a mask or indices.
+
+    Returns:
+        ``gain``: mean of the paired differences, positive where ``more`` is better; ``standard_error`` s/√n; ``n``;
+        ``verdict``: ``"helps"``, ``"hurts"`` or, within two standard errors, ``"undecided"``.
+    """
+    difference = (errors_of(result, less, target) - errors_of(result, more, target))[among]
+    difference = difference[np.isfinite(difference)]
+    n = len(difference)
+    mean, error = (float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(n))) if n > 1 else (np.nan, np.nan)
+    verdict = "helps" if mean > 2 * error else "hurts" if mean < -2 * error else "undecided"
+    return {"gain": mean, "standard_error": error, "n": n, "verdict": verdict}
+
+
+def crystal_classes(names: Sequence[str]) -> pd.DataFrame:
+    """Which crystals belong to which class of chemistry, ``(n, classes)`` of bool; classes overlap.
+
+    A crystal of metals only is an intermetallic one; halides, oxides, and compounds of other nonmetals are named after
+    their most electronegative element. Magnetic: a moment of the cell above 0.1 Bohr magnetons in our calculation.
+    """
+    moments = pd.concat([load_densities(which).table["magnetic_moment"] for which in ("cubic-all", "general-all")])
+    rows = []
+    for name in names:
+        elements = [Element(symbol) for symbol in elements_of(name)]
+        anion = max(elements, key=lambda e: e.X if e.X == e.X else 0.0)  # X of noble gases is NaN
+        nonmetal = not (anion.is_metal or anion.is_metalloid)
+        rows.append(
+            {
+                "metals only": all(e.is_metal for e in elements),
+                "with a metalloid": any(e.is_metalloid for e in elements),
+                "oxides": anion.symbol == "O",
+                "halides": anion.is_halogen,
+                "other nonmetals": nonmetal and anion.symbol != "O" and not anion.is_halogen,
+                "d metals": any(e.is_transition_metal and e.group < 12 for e in elements),
+                "no d metals": not any(e.is_transition_metal and e.group < 12 for e in elements),
+                "magnetic": abs(float(moments[name])) > 0.1,
+            }
+        )
+    return pd.DataFrame(rows, index=list(names))
+
+
+def label_floor() -> pd.DataFrame:
+    """How far two published labels of one crystal are apart: today's Materials Project and Matbench v0.1 (2018).
+
+    Returns:
+        One row for each of the crystals that both have: ``bulk_modulus`` and ``shear_modulus`` (|difference|, GPa),
+        ``log10 bulk_modulus`` and ``log10 shear_modulus``.
+    """
+    older = load_matbench_elasticity().set_index("structure")
+    newer = load_crystals()
+    older = older[older["structure_file"] == "mp_structures"]
+    found = {}
+    for target, column in (("bulk_modulus", "log10_K_VRH"), ("shear_modulus", "log10_G_VRH")):
+        now, then = newer.loc[older.index, target], older[column]
+        found[target] = (now - 10**then).abs()
+        found[f"log10 {target}"] = (np.log10(now) - then).abs()
+    return pd.DataFrame(found)
