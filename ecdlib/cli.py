@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,11 @@ from ecdlib.base.errors import EcdError, atomic_write
 
 if TYPE_CHECKING:
     from ecdlib.base.settings import Parameters
+
+# Before numpy and torch are imported, here and in the kernels of notebooks: their threads wait for each other without
+# sleeping, so that one busy core beside them makes everything ten times slower. The matrices here need no threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 app = typer.Typer(
     add_completion=False,
