@@ -18,11 +18,11 @@ import yaml
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT
-from ecdlib.base.settings import Profile
+from ecdlib.base.settings import Parameters, Profile
 from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.book import parameters
 from ecdlib.book.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
-from ecdlib.book.parameters import NOTEBOOKS, Parameters
+from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
 from ecdlib.course.pages import questions_html, write_pages, write_slides
 
