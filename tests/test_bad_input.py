@@ -856,7 +856,7 @@ def test_folders_and_files_without_permission_are_one_line(tmp_path):
         ("predict", "LiH_225", "--calibration", closed): "cannot be opened (Permission denied)",
         ("predict", "LiH_225", "--csv", closed): "cannot be written (Permission denied)",
         ("screen", closed, "-o", "out.parquet"): "Permission denied",
-        ("density", closed, "-o", "out.npz"): "no such file, and no labelled crystal",
+        ("density", closed, "-o", "out.npz"): "cannot be opened (Permission denied)",
         ("decode", "LiH_225", closed): "cannot be written (Permission denied)",
     }
     code = (

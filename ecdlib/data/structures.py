@@ -58,13 +58,16 @@ def _given(source: Any) -> Structure:
     if not isinstance(source, (str, os.PathLike)):
         return _from_ase(source)
     path = Path(source)
-    if not os.path.lexists(path):
+    try:
+        check_input(path)
+    except EcdError as error:
+        if error.problem != "no such file":
+            raise
         structures = load_structures()
         if str(source) in structures:
             return structures[str(source)]
         remedy = "Check the path; labelled crystals have names like NaCl_225."
-        raise EcdError(source, "no such file, and no labelled crystal of that name", remedy)
-    check_input(path)
+        raise EcdError(source, "no such file, and no labelled crystal of that name", remedy) from error
     with open(path, "rb") as f:
         mapping = f.read(100).lstrip().startswith(b"{")
     if path.suffix.lower() in (".yaml", ".yml"):  # pymatgen would import what it names, as from JSON
@@ -150,7 +153,7 @@ def parse_structure(text: str) -> Structure:
         warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would call them H, He, Li
         try:
             if text.lstrip().startswith("{"):
-                structure = _from_dict(json.loads(text))
+                structure = structure_from_json(json.loads(text))
             elif re.search(r"^[ \t]*(data_|loop_|_cell_)", text, re.MULTILINE | re.IGNORECASE):
                 structure = _from_cif(text)
             else:
@@ -186,7 +189,8 @@ def _from_cif(text: str) -> Structure:
     return structure
 
 
-def _from_dict(data: Mapping[str, Any]) -> Structure:
+def structure_from_json(data: Mapping[str, Any]) -> Structure:
+    """Lattice, elements and coordinates of pymatgen's JSON; what else it names is neither imported nor executed."""
     sites = data["sites"]
     species = [{each["element"]: each["occu"] for each in site["species"]} for site in sites]
     return Structure(data["lattice"]["matrix"], species, [site["abc"] for site in sites])

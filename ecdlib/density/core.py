@@ -217,7 +217,7 @@ def misplaced(lattice: Floats, positions: Floats) -> str:
         return ""
     if np.abs(positions).max() > FAR:
         return f"has atoms more than {FAR} cells away"
-    if volume / len(positions) < CLOSE**3 / 2**0.5:  # the densest packing of spheres
+    if len(positions) > 1000 and volume / len(positions) < CLOSE**3 / 2**0.5:  # the densest packing of spheres
         return f"has atoms less than {CLOSE} Å apart"
     nearest = _nearest(lattice, positions - np.floor(positions), CLOSE / heights)
     return f"has atoms only {nearest:.2f} Å apart" if nearest < CLOSE else ""

@@ -19,8 +19,6 @@ from typing import IO, Any
 
 import numpy as np
 from pymatgen.core import Element
-from pymatgen.io.vasp import Chgcar, Poscar
-from pymatgen.io.vasp.inputs import BadPoscarWarning
 
 from ecdlib.base.arrays import read_arrays
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input, told_as
@@ -126,8 +124,10 @@ def check_header(lines: list[str]) -> int:
     return 5 + last + 1 + selective + sum(counts)
 
 
-def _header(text: NumbersFile) -> Poscar:
-    """The crystal in the header of a CHGCAR; ValueError if its counts contradict each other."""
+def _header(text: NumbersFile) -> Any:
+    """pymatgen's ``Poscar`` of the header of a CHGCAR; ValueError if its counts contradict each other."""
+    from pymatgen.io.vasp.inputs import Poscar  # slow to import
+
     lines: list[str] = []
     while (line := text.line()) is not None and (line.strip() or not lines):
         lines.append(line)
@@ -219,7 +219,7 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
             text = NumbersFile(stream, size)
             poscar = _header(text)
             grids, occupancies = _blocks(text, len(poscar.structure))
-        except BadPoscarWarning as error:
+        except UserWarning as error:
             remedy = "Write their symbols into the line above the numbers of atoms."
             raise EcdError(path, "unknown species: the header names no elements", remedy) from error
         except GridError as error:
@@ -458,6 +458,8 @@ def write_chgcar(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
+    from pymatgen.io.vasp.outputs import Chgcar  # slow to import
+
     blocks = density.vasp or VaspBlocks({}, {})
     order = np.argsort(density.species, kind="stable") if density.vasp is None else np.arange(len(density.species))
     structure = density.structure
@@ -508,6 +510,8 @@ def write_poscar(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
+    from pymatgen.io.vasp.inputs import Poscar  # slow to import
+
     with atomic_write(path) as temporary:
         text = Poscar(density.structure, comment=" ".join(density.name.split())).get_str(significant_figures=12)
         temporary.write_text(text, encoding="utf-8")
