@@ -21,7 +21,7 @@ from ecdlib.data.properties import UNITS, labelled
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.valence import Valence, to_ours
-from ecdlib.features.collection import QUANTILE_NAMES, bundled_features, statistics
+from ecdlib.features.collection import bundled_features, statistics
 from ecdlib.features.composition import magpie, magpie_features
 from ecdlib.learn.conversion_cost import Calibration
 from ecdlib.learn.evaluation import deal, scores
@@ -44,8 +44,7 @@ def density_features(p: FusionParameters) -> Floats:
     """
     kind = p.inputs.removesuffix("+magpie")
     if kind == "correlations":
-        features, report = bundled_features()
-        return np.hstack([features, report[list(QUANTILE_NAMES)].to_numpy()])
+        return np.hstack(list(bundled_features()[0].values()))
     if kind == "magpie":
         return np.zeros((len(bundled_names()), 0))
     trained = load_autoencoder(p.autoencoder)
@@ -380,7 +379,7 @@ class FusionModel:
             latent = self.autoencoder.latent(density)[None]
             parts.append(pooled(latent) if kind == "pooled" else latent.reshape(1, -1))
         if kind == "correlations":
-            parts.append(np.hstack(statistics(density))[None])
+            parts.append(np.hstack(list(statistics(density).values()))[None])
         if self.parameters.inputs.endswith("magpie"):
             parts.append(magpie_features([density.formula]))
         return np.hstack(parts)
