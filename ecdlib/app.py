@@ -519,7 +519,7 @@ class PredictTab:
 def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
     from ecdlib.book.plotting import correlation_figure, density_figure
 
-    correlation, _ = featurize(density)
+    correlation = featurize(density)[0]["autocorrelation"]
     first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))
     return first, correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
 

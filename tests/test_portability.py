@@ -130,8 +130,8 @@ def test_features_in_a_convention() -> None:
     chosen = statistics(density, FeatureSettings(**small, convention="gpaw"))
     own = statistics(load_densities("cubic")["NaCl_225"], FeatureSettings(**small, convention="gpaw"))
     raw = statistics(density, FeatureSettings(**small))
-    assert np.allclose(chosen[0], own[0], rtol=5e-3)
-    assert not np.allclose(raw[0], own[0], rtol=0.1)
+    assert np.allclose(chosen["autocorrelation"], own["autocorrelation"], rtol=5e-3)
+    assert not np.allclose(raw["autocorrelation"], own["autocorrelation"], rtol=0.1)
 
 
 def test_names_and_channels_of_portable_models() -> None:
@@ -140,7 +140,7 @@ def test_names_and_channels_of_portable_models() -> None:
     assert parameters(augment=True).file_name == "density-gpr-portable-augmented--bulk_modulus--seed0.npz"
     assert [s.convention for s in channel_settings(p)] == ["gpaw", "chemical"]
     assert [s.convention for s in channel_settings(parameters(convention="computed"))] == ["computed"]
-    channels = [np.full((3, 4 + 12), float(n)) for n in range(2)]
+    channels = [{"autocorrelation": np.full((3, 4), n), "quantiles": np.ones((3, 12))} for n in (0.0, 1.0)]
     assert stack_channels("density-gpr", channels).shape == (3, 32)
     assert stack_channels("octahedral-a", channels).shape == (3, 2, 4)
     assert stack_channels("octahedral-a", channels[:1]).shape == (3, 4)

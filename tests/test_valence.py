@@ -379,10 +379,12 @@ def test_a_calibration_is_kept_as_a_table(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_calibration(content: bytes, tmp_path: Path) -> None:
-    for path in (tmp_path / "mine.csv", tmp_path):
-        (tmp_path / "mine.csv").write_bytes(content)
-        with pytest.raises(EcdError, match=r"is no calibration\. Make one with `ecd calibrate`\."):
-            read_calibration(path, Valence({"V": 5}, False, ""))
+    (tmp_path / "mine.csv").write_bytes(content)
+    problem = r"is no calibration\. Make one with `ecd calibrate`\." if content else "the file is empty"
+    with pytest.raises(EcdError, match=problem):
+        read_calibration(tmp_path / "mine.csv", Valence({"V": 5}, False, ""))
+    with pytest.raises(EcdError, match="is a folder"):
+        read_calibration(tmp_path, Valence({"V": 5}, False, ""))
 
 
 # Form factors from GPAW

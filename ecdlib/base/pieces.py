@@ -101,7 +101,7 @@ def in_pieces(out: Path, name: str, parameters: Mapping[str, Any]) -> Iterator[P
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EcdError(folder, f"cannot be made ({error.strerror or error})", "Choose another folder.") from error
+        raise EcdError(out, f"cannot be written ({error.strerror or error})", "Choose another folder.") from error
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

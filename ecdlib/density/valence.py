@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Element
 from scipy.interpolate import CubicSpline
 
-from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input
 from ecdlib.base.resources import data_file, read_once
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
@@ -37,6 +37,7 @@ SMOOTHING = 0.3
 WAVES = 16.0
 #: Width, Å, of the function that a calibration adds to a form factor.
 CALIBRATION_WIDTH = 0.25
+POTCAR_LIMIT = 20_000_000  #: characters of a POTCAR that are read: 50 elements have fewer
 #: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: ns and (n-1)d for
 #: groups 1 to 12, ns and np beyond (Na 1, Fe 8, Zn 12, In 3, Pb 4). Where GPAW ships no set, as of its neighbours:
 #: lanthanides 11 and chemically 3 (Eu and Yb 10 and 2), their 4f shell is core; of actinides 5f is valence in both.
@@ -268,7 +269,7 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
             continue
         try:
             with opener(path, "rt", errors="replace") as f:
-                text = f.read()
+                text = f.read(POTCAR_LIMIT)
         except (OSError, EOFError, zlib.error):
             return None
         if name == "POTCAR.spec":
@@ -276,8 +277,8 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
             numbers = table[table["family"] == "vasp-pbe"].set_index("set")["electrons"]
             found = [(f"PAW_PBE {s}", int(numbers[s])) for s in text.split() if s in numbers]
         else:
-            titles = re.findall(r"^\s*TITEL\s*=\s*(\S+[ \t]+[A-Z][^\n]*?)\s*$", text, re.MULTILINE)
-            counts = re.findall(r"ZVAL\s*=\s*(\d+\.?\d*)(?=\s)", text)
+            titles = re.findall(r"^[ \t]*TITEL[ \t]*=[ \t]*(\S+[ \t]+[A-Z][^\n]*)$", text, re.MULTILINE)
+            counts = re.findall(r"ZVAL[ \t]*=[ \t]*(\d{1,3}(?:\.\d*)?)(?=\s)", text)
             if len(titles) != len(counts):
                 return None
             found = [(" ".join(t.split()), round(float(n))) for t, n in zip(titles, counts, strict=True)]
@@ -585,12 +586,13 @@ def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str
     Raises:
         EcdError: no such table, or numbers for a set of another valence.
     """
+    path = check_input(path)
     try:
         table = pd.read_csv(path).set_index("element")
         rows = {str(e): (int(r["electrons"]), float(r["a"]), float(r["b"])) for e, r in table.iterrows()}
         if not np.isfinite([row[1:] for row in rows.values()]).all():
             raise ValueError("not finite")
-    except (*DAMAGED, OverflowError) as error:
+    except DAMAGED as error:
         raise EcdError(path, "is no calibration", "Make one with `ecd calibrate`.") from error
     for element, electrons in valence.electrons.items():
         if element in rows and rows[element][0] != electrons:

@@ -26,7 +26,7 @@ from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import Valence, target_electrons, to_ours
-from ecdlib.features.collection import QUANTILE_NAMES, bundled_features, statistics
+from ecdlib.features.collection import bundled_features, statistics
 from ecdlib.features.common_grid import bundled_grids, bundled_names
 from ecdlib.features.composition import magpie, magpie_features
 from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, pooled
@@ -83,8 +83,7 @@ def density_features(p: FusionParameters) -> Floats:
     """
     kind = p.inputs.removesuffix("+magpie")
     if kind == "correlations":
-        features, report = bundled_features()
-        return np.hstack([features, report[list(QUANTILE_NAMES)].to_numpy()])
+        return np.hstack(list(bundled_features()[0].values()))
     if kind == "magpie":
         return np.zeros((len(bundled_names()), 0))
     trained = load_model(p.autoencoder, "autoencoder")
@@ -269,7 +268,7 @@ def features_of(density: ChargeDensity, inputs: str, autoencoder: Autoencoder | 
         latent = autoencoder.latent(density)[None]
         parts.append((pooled(latent) if kind == "pooled" else latent).ravel())
     if kind == "correlations":
-        parts += statistics(density)
+        parts += statistics(density).values()
     if inputs.endswith("magpie"):
         parts.append(magpie_features([density.formula])[0])
     return np.hstack(parts)

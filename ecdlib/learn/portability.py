@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.resources import read_once
-from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.core import ChargeDensity
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import (
     SMOOTHING,
@@ -24,7 +24,7 @@ from ecdlib.density.valence import (
     target_electrons,
     to_convention,
 )
-from ecdlib.features.collection import FeatureSettings, statistics
+from ecdlib.features.collection import FEATURES, Blocks, FeatureSettings, statistics
 
 #: Ways to take a density of a pair's other set: as it is; whole shells of the standard set added and removed, all that
 #: can be done for potentials of which only the shells are known; the same with two numbers calibrated on one compound
@@ -98,8 +98,8 @@ def pair_names(route: Route = "radial functions") -> list[str]:
     return [n for n in names if route != "calibrated" or not set(changed_elements(n)) & set(LEFT_OUT)]
 
 
-def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
-    """Correlations and quantiles of the pairs' other densities, ``(pairs, k + 12)``; computed once and cached.
+def pair_features(settings: FeatureSettings, route: Route) -> Blocks:
+    """Features of the pairs' other densities, ``(pairs, features)`` in each block; computed once and cached.
 
     Args:
         settings: its convention is ``"computed"`` with the route ``"as computed"`` only.
@@ -111,12 +111,12 @@ def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
         for name in tqdm(pair_names(route), desc=f"Pairs, {route}", unit="density"):
             density = store[name]
             if route == "as computed":
-                rows.append(np.hstack(statistics(density, settings)))
+                rows.append(statistics(density, settings))
             else:
-                rows.append(np.hstack(statistics(density, settings, *conversion(density, route))))
-        return {"statistics": np.stack(rows)}
+                rows.append(statistics(density, settings, *conversion(density, route)))
+        return {block: np.stack([row[block] for row in rows]) for block in FEATURES}
 
-    return cached("pairs", make, settings, route)["statistics"]
+    return cached("pairs", make, settings, route)
 
 
 def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> float:
