@@ -451,6 +451,20 @@ def test_a_count_that_fits_several_valences_names_them_and_one_can_be_chosen() -
     assert found == Valence({"Ti": 10, "Ni": 10}, False, "its POTCAR, header or --valence")
 
 
+@pytest.mark.parametrize("name", ["ScNi_221", "TiOs_221", "TiNiSb_216"])
+def test_a_count_that_fits_several_valences_is_decided_by_the_density(name: str) -> None:
+    """Converted by the true valence it is near free atoms, by another one several times as far from them."""
+    stores = load_densities("cubic"), load_densities("pairs")
+    densities = [store[name] for store in stores if name in store]
+    assert densities
+    for density in densities:
+        found = recognize(replace(density, convention=None))
+        assert found.electrons == recognize(density).electrons
+        if "its shape" in found.how:
+            near, far = (float(x) for x in re.findall(r"([0-9.]+) %", found.how))
+            assert far > 3 * near
+
+
 @pytest.mark.parametrize(
     ("species", "electrons", "more", "problem"),
     [
