@@ -20,6 +20,17 @@ def _magpie() -> object:
     return ElementProperty.from_preset("magpie", impute_nan=True)
 
 
+def element_properties() -> pd.DataFrame:
+    """The 22 properties of elements H to Pu behind the MAGPIE features, missing ones imputed by matminer; index: Z."""
+    from matminer.utils.data import MagpieData
+    from pymatgen.core import Element
+
+    names, data = _magpie().features, MagpieData(impute_nan=True)  # type: ignore[attr-defined]
+    elements = [Element.from_Z(z) for z in range(1, 95)]
+    rows = [[float(data.get_elemental_property(e, name)) for name in names] for e in elements]
+    return pd.DataFrame(rows, index=range(1, 95), columns=names)
+
+
 def magpie_features(formulas: Sequence[str]) -> Floats:
     """The 132 MAGPIE features of matminer: statistics over the elements' properties; ``(n, 132)``."""
     from pymatgen.core import Composition

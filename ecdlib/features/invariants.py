@@ -19,16 +19,23 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from pymatgen.core import Structure
 from scipy.sparse import csr_array
 from scipy.special import sph_harm_y, spherical_jn
 
 from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.superpose import reciprocal_density
+from ecdlib.density.valence import Target
 from ecdlib.features.autocorrelation import power_spectrum, symmetric_modes
 
 #: Radii of the spheres, Å.
 RADII = tuple(float(r) for r in np.round(np.arange(0, 6.1, 0.2), 1))
 #: Degrees l.
 DEGREES = (0, 2, 4, 6)
+#: Valence conventions in which a structure's superposed atoms are seen.
+CONVENTIONS: tuple[Target, ...] = ("gpaw", "chemical")
+#: Longest wave of superposed atoms, 1/Å; smoothed by 0.3 Å, |F|² has fallen below 3e-6 there.
+CUTOFF = 12.0
 #: Spacing of the wavenumbers between which Bessel functions are interpolated (cubic), 1/Å.
 _STEP = 0.02
 
@@ -122,3 +129,24 @@ def density_invariants(
     reciprocal = 2 * np.pi * np.linalg.inv(density.lattice).T
     modes = np.stack([along[i] for along, i in zip((x, y, z), strong.nonzero(), strict=True)], axis=1)
     return power_invariants(modes @ reciprocal, power[strong], radii, degrees)
+
+
+def structure_invariants(
+    structure: Structure,
+    convention: Target,
+    radii: tuple[float, ...] = RADII,
+    degrees: tuple[int, ...] = DEGREES,
+) -> Floats:
+    """p_l(r) of the superposed atoms of a structure, straight from their form factors, without a grid.
+
+    Returns:
+        ``(degrees, radii)`` in e²/Å⁶: what :func:`density_invariants` gives for
+        :func:`ecdlib.density.superpose.superpose`.
+
+    Raises:
+        EcdError: an element without form factors.
+    """
+    G, F = reciprocal_density(structure, convention, cutoff=CUTOFF)
+    power = 2 * (F.real**2 + F.imag**2) / structure.volume**2
+    power[0] /= 2  # G = 0 has no partner
+    return power_invariants(G, power, radii, degrees)
