@@ -440,10 +440,9 @@ def beside_pydemi(predictions: pd.DataFrame) -> pd.DataFrame:
     for (target, inputs), part in predictions.groupby(["property", "inputs"], sort=False):
         if target not in pydemi:
             continue
-        part = part.set_index("material_id")
-        theirs = pydemi.loc[part.index, f"{target}__pydemi"].to_numpy()
-        truth = pydemi.loc[part.index, target].to_numpy()
-        ours, its = errors(target, truth, part["value"].to_numpy()), errors(target, truth, theirs)
+        part, known = part.set_index("material_id"), pydemi.loc[part["material_id"]]
+        theirs, truth = (known[name].to_numpy(dtype=float) for name in (f"{target}__pydemi", str(target)))
+        ours, its = errors(str(target), truth, part["value"].to_numpy()), errors(str(target), truth, theirs)
         difference = (ours - its)[np.isfinite(ours - its)]
         both = np.isfinite(ours - its)
         mean, deviation = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
