@@ -76,15 +76,14 @@ def test_predictions_of_left_out_folds_equal_those_of_refits() -> None:
 
 
 def test_outliers_are_given_little_weight() -> None:
-    X, y = sample(120)
-    truth = y.copy()
-    y[:6] += 8
-    asked, expected = X[6:], truth[6:]
-    normal, robust = (GroupGPR(np.zeros(4, int), freedom=f, reweighted=4).fit(X, y) for f in (None, 4))
-    assert robust.noise_weights_[:6].min() > 5
+    X, y = sample(200)
+    y[:6] += 3
+    normal, robust = (GroupGPR(np.zeros(4, int), freedom=f, reweighted=2).fit(X, y) for f in (None, 4))
+    assert robust.noise_weights_[:6].min() > 10
     assert np.median(robust.noise_weights_) < 1.2
+    asked, expected = sample(100, 7)
     error = [np.abs(m.predict(asked) - expected).mean() for m in (normal, robust)]
-    assert error[1] < 0.6 * error[0]
+    assert error[1] < 0.8 * error[0]
 
 
 def test_process_is_an_estimator_of_scikit_learn() -> None:
