@@ -36,7 +36,8 @@ from ecdlib.density.io import OPENERS, read_density, write_density
 from ecdlib.density.store import load_density
 from ecdlib.density.valence import parse_valence, to_ours
 from ecdlib.features.collection import FeatureSettings, featurize
-from ecdlib.learn.latents import LatentDatabase, common_cell, load_latents
+from ecdlib.features.common_grid import common_cell
+from ecdlib.learn.latents import LatentDatabase, load_latents
 from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def compare(original: ChargeDensity, database: LatentDatabase, name: str) -> tup
     """What the latent of a crystal gives back, and in which numbers it differs from the original.
 
     Args:
-        original: in the cell and origin of the database (see :func:`ecdlib.learn.latents.common_cell`).
+        original: in the cell and origin of the database (see :func:`ecdlib.features.common_grid.common_cell`).
 
     Returns:
         The decoded density, scaled to its electrons, on the original's voxels; and a table of quantity, value, unit.
@@ -518,7 +519,7 @@ class PredictTab:
 def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
     from ecdlib.book.plotting import correlation_figure, density_figure
 
-    correlation, _ = featurize(density)
+    correlation = featurize(density)[0]["autocorrelation"]
     first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))
     return first, correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
 

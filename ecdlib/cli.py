@@ -3,24 +3,66 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.errors import STDOUT, EcdError, atomic_write, check_input, check_output, told_as
 
 if TYPE_CHECKING:
     from ecdlib.base.settings import Parameters
 
+# Before numpy and torch are imported, here and in the kernels of notebooks: their threads wait for each other without
+# sleeping, so that one busy core beside them makes everything ten times slower. The matrices here need no threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands; typer has words of its own for two errors, which are not ours."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("ecd: interrupted; the same command resumes", file=sys.stderr)
+            raise SystemExit(130) from None
+        except EOFError as error:
+            raise RuntimeError("a file has ended too early") from error
+
+
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Crystal properties from electron charge densities: run notebooks, featurize and convert densities.",
+    context_settings=HELP_NAMES,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ecdlib {version('ecdlib')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="show where an unexpected error comes from")] = False,
+) -> None:
+    """Crystal properties from electron charge densities: run notebooks, featurize and convert densities."""
 
 
 class Profile(StrEnum):
@@ -68,12 +110,28 @@ def _values(notebook: str, given: list[str] | None, profile: Profile) -> Paramet
         raise EcdError(f"-p {bad[0]}", "is not name=value", "Write for example: -p folds=5")
     if any(name == "profile" for name, _, _ in pairs):
         raise EcdError("-p profile", "a preset is no parameter", "Write: --profile full")
-    return resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
+    values = resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
+    if getattr(values, "device", None) == "cuda":  # said before the work
+        from ecdlib.models.torch_regressor import pick_device
+
+        pick_device("cuda")
+    return values
 
 
-def _check_npz(path: Path, what: str) -> None:
+def _check_npz(path: Path, what: str, inputs: Iterable[object] = ()) -> None:
+    check_output(path, inputs)
     if path.suffix != ".npz":
         raise EcdError(path, f"is no name of a {what}", "Let it end in .npz.")
+
+
+def _texts(values: Parameters) -> list[str]:
+    """Values of parameters that may be names of files."""
+    return [value for value in vars(values).values() if isinstance(value, str)]
+
+
+def _say(text: str, out: Path) -> None:
+    """Print a message, unless standard output takes the file."""
+    print(text, file=sys.stderr if str(out) in STDOUT else sys.stdout)
 
 
 @app.command("list")
@@ -156,11 +214,12 @@ def featurize(
     scheduler: Annotated[
         str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="local processes; by default one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
 ) -> None:
     """Autocorrelations of many densities on the standard grid; goes on where an interrupted run stopped."""
     from ecdlib.features.collection import FeatureSettings, featurize_collection
 
+    check_output(out, files)
     settings = FeatureSettings(size=size, voxel=voxel, conversion=conversion.value, convention=convention.value)
     if size < 1 or size % 2 == 0 or voxel <= 0:
         raise EcdError(f"--size {size} --voxel {voxel}", "the size must be odd, the voxel positive", "Try 51 and 0.2.")
@@ -179,7 +238,10 @@ def convert(
         str, typer.Argument(help="CHGCAR, AECCAR0+AECCAR2, cube, npz, store.h5::NAME or the name of a bundled crystal")
     ],
     target: Annotated[
-        Path, typer.Argument(help="file to write: *.cube, *.npz, *.h5 (store), POSCAR (atoms alone), else a CHGCAR")
+        Path,
+        typer.Argument(
+            help="file to write: *.cube, *.npz, *.h5 (store), POSCAR (atoms alone), else a CHGCAR (- prints)"
+        ),
     ],
     conventional: Annotated[bool, typer.Option(help="turn it into the conventional cell")] = False,
     convention: Annotated[
@@ -196,20 +258,22 @@ def convert(
     from ecdlib.density.store import write_store
     from ecdlib.density.valence import parse_valence, to_convention
 
+    check_output(target, [source], stdout=True)
     write = None if target.suffix == ".h5" else io.writer(target)  # before anything is read
     density = io.read_density(source)
-    if valence:
-        density = replace(density, valence=parse_valence(valence))
-    if convention is not Convention.computed:
-        density = to_convention(density, "gpaw" if convention is Convention.gpaw else "chemical")
-        print(density.history[-1])
-    if conventional:
-        density = to_conventional(density)
-    if write is None:
-        write_store(target, [density])
-    else:
-        write(density, target)
-    print(f"{density}\nwritten: {target}")
+    with told_as(source, density.name):
+        if valence:
+            density = replace(density, valence=parse_valence(valence))
+        if convention is not Convention.computed:
+            density = to_convention(density, "gpaw" if convention is Convention.gpaw else "chemical")
+            _say(density.history[-1], target)
+        if conventional:
+            density = to_conventional(density)
+        if write is None:
+            write_store(target, [density])
+        else:
+            write(density, target)
+    _say(f"{density}\nwritten: {target}", target)
 
 
 @app.command("predict")
@@ -238,13 +302,20 @@ def predict_command(
     from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
     stated = parse_valence(valence)
+    if csv is not None:
+        check_output(csv, [*files, model, calibration], stdout=not as_json)
+    if calibration is not None:
+        check_input(calibration)
+    if model.endswith(".npz"):
+        check_input(model)
     predictors, records, failed = load_predictors(model), [], []
     for file in (each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])):
         try:
             density = read_density(file)
             if stated:
                 density = replace(density, valence=stated)
-            records += [{**record, "file": file} for record in predict(density, predictors, calibration)]
+            with told_as(file, density.name):
+                records += [{**record, "file": file} for record in predict(density, predictors, calibration)]
         except EcdError as error:
             failed.append(error)
     if csv is not None and records:
@@ -255,12 +326,12 @@ def predict_command(
             table.assign(warnings=table["warnings"].map("; ".join)).to_csv(temporary, index=False)
     if as_json:
         print(json.dumps(records, indent=1, ensure_ascii=False))
-    elif records:
+    elif records and str(csv) not in STDOUT:
         shown = [{**r, "value": f"{r['value']:.4g}", "± std": f"{r['std']:.2g}"} for r in records]
         _table(shown, ["file", "property", "value", "± std", "unit"])
         print("\n".join(conversion_lines(records)))
-        for text in dict.fromkeys(f"{r['file']}: {w}" for r in records for w in r["warnings"]):
-            print(f"warning: {text}", file=sys.stderr)
+    for text in dict.fromkeys(f"{r['file']}: {w}" for r in records for w in r["warnings"]) if not as_json else ():
+        print(f"warning: {text}", file=sys.stderr)
     for failure in failed:
         print(f"ecd: {failure}", file=sys.stderr)
     if failed:
@@ -295,6 +366,7 @@ def calibrate_command(
         write_calibration,
     )
 
+    check_output(out, compounds)
     if out.suffix != ".csv":
         raise EcdError(out, "is no name for a calibration", "Let it end in .csv.")
     stated = parse_valence(valence)
@@ -356,7 +428,7 @@ def train(
     p = _values("training", parameter, profile)
     assert isinstance(p, TrainingParameters)
     path = out or Path(p.file_name)
-    _check_npz(path, "result file")
+    _check_npz(path, "result file", _texts(p))
     result = run_lean(p, path)
     for target in result.targets:
         errors = {k: f"{v:.3g}" for k, v in table2_errors(result, target).items() if v == v}
@@ -371,12 +443,11 @@ def train_autoencoder_command(
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Train an autoencoder with the parameters of the notebook 'autoencoder'; resumes what was interrupted."""
-    from ecdlib.book.parameters import AutoencoderParameters
-    from ecdlib.learn.latents import train_autoencoder
+    from ecdlib.learn.autoencoder import AutoencoderParameters, train_autoencoder
 
     p = _values("autoencoder", parameter, profile)
     assert isinstance(p, AutoencoderParameters)
-    _check_npz(out, "result file")
+    _check_npz(out, "result file", _texts(p))
     result = train_autoencoder(p, out)
     print(f"mean squared error on validation crystals: {result.validation.min():.3g} (e/Å³)²\nwritten: {out}")
 
@@ -394,15 +465,16 @@ def encode(
 
     from ecdlib.density.io import read_density
     from ecdlib.density.store import DensityStore
-    from ecdlib.learn.latents import load_autoencoder, write_latents
+    from ecdlib.learn.latents import write_latents
+    from ecdlib.learn.model_file import load_model
 
-    _check_npz(out, "latent database")
+    _check_npz(out, "latent database", [*files, autoencoder])
     whole = {f: [f"{f}::{name}" for name in DensityStore(f).names] for f in files if f.endswith(".h5")}
     sources = [source for f in files for source in whole.get(f, [f])]
     alike = len({Path(source).name for source in sources}) < len(sources)  # many folders hold a CHGCAR
     read = ((source, read_density(source)) for source in sources)
     densities = (replace(density, name=source) if alike else density for source, density in read)
-    write_latents(out, densities, load_autoencoder(autoencoder))
+    write_latents(out, densities, load_model(autoencoder, "autoencoder"))
     print(f"{len(sources)} densities encoded: {out}")
 
 
@@ -416,10 +488,11 @@ def decode(
     from ecdlib.density.io import writer
     from ecdlib.learn.latents import load_latents
 
+    check_output(target, [database], stdout=True)
     write = writer(target)  # before anything is decoded
     density = load_latents(database).decode(name)
     write(density, target)
-    print(f"{density}\nwritten: {target}")
+    _say(f"{density}\nwritten: {target}", target)
 
 
 @app.command("train-fusion")
@@ -430,13 +503,15 @@ def train_fusion(
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Evaluate a model on latents and composition with the parameters of the notebook 'fusion'; resumes."""
-    from ecdlib.book.parameters import FusionParameters
-    from ecdlib.learn.fusion import run_fusion, train_final
+    from ecdlib.learn.fusion import FusionParameters, run_fusion, train_final
 
     p = _values("fusion", parameter, profile)
     assert isinstance(p, FusionParameters)
-    _check_npz(out, "result file")
-    if final is not None and (final.suffix != ".npz" or not p.cross_validate or p.crystals != "densities"):
+    _check_npz(out, "result file", _texts(p))
+    if final is not None:
+        check_output(final, [out, *_texts(p)])
+    whole = p.cross_validate and p.crystals == "densities"
+    if final is not None and (final.suffix != ".npz" or not whole):
         remedy = "Let its name end in .npz, and take cross_validate=true and crystals=densities."
         raise EcdError(final, "a model that predicts needs a cross-validation on crystals with densities", remedy)
     result = run_fusion(p, out)
@@ -454,12 +529,14 @@ def train_cgcnn(
     profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
 ) -> None:
     """Train crystal graph networks with the parameters of the notebook 'cgcnn'; resumes what was interrupted."""
-    from ecdlib.book.parameters import CgcnnParameters
-    from ecdlib.learn.elasticity import run_elasticity, train_ensemble
+    from ecdlib.learn.elasticity import CgcnnParameters, run_elasticity, train_ensemble
+    from ecdlib.learn.evaluation import scores
 
     p = _values("cgcnn", parameter, profile)
     assert isinstance(p, CgcnnParameters)
-    _check_npz(out, "result file")
+    _check_npz(out, "result file", _texts(p))
+    if final is not None:
+        check_output(final, [out, *_texts(p)])
     whole = p.model == "cgcnn" and p.crystals != "fusion" and p.target == "all" and p.ties
     whole = whole and p.folds == "all" and p.members > 1
     if final is not None and (final.suffix != ".npz" or final == out or not whole):
@@ -467,7 +544,7 @@ def train_cgcnn(
         raise EcdError(final, "a model that predicts needs an ensemble for K and G on all folds", remedy)
     result = run_elasticity(p, out)
     for target in result.targets:
-        print(target, {k: round(float(v), 4) for k, v in result.ensemble_scores(target).items()})
+        print(target, {k: round(v, 4) for k, v in scores(*result.pair(target)).items()})
     print(f"written: {out}")
     if final is not None:
         train_ensemble(p, result, final)
@@ -497,15 +574,16 @@ def screen_command(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
 ) -> None:
-    """Elastic moduli, sound velocities and Debye temperatures of many crystals; goes on where it was interrupted."""
+    """Elastic moduli, sound velocities and Debye temperatures of many crystals; resumes what was interrupted."""
     from ecdlib.crystals.screening import screen
 
+    check_output(out, [*sources, model])
     if out.suffix != ".parquet":
         raise EcdError(out, "is no name for a table", "Let it end in .parquet.")
     done = screen(
         sources, out, model=model, paper_filter=paper_filter, api_key=api_key, scheduler=scheduler, workers=workers
     )
-    print(f"{done.predicted} crystals predicted: {out}")
+    print(f"{done.predicted} crystals predicted: {out}" + " (finished before)" * done.before)
     for message in done.failed[:20]:
         print(f"skipped: {message}", file=sys.stderr)
     if done.failed:
@@ -564,6 +642,7 @@ def density_command(
     from ecdlib.data.structures import read_structure, structure_warnings
     from ecdlib.density import io
 
+    check_output(out, [structure], stdout=True)
     write = io.writer(out)  # before anything is computed
     chosen = {element: name for element, _, name in (text.partition("=") for text in sets or [])}
     if not all(name and Element.is_valid_symbol(element) for element, name in chosen.items()):
@@ -592,7 +671,7 @@ def density_command(
         density = compute_density(crystal, npz, sets=chosen, python=python)
         if npz is None:
             write(density, out)
-    print(f"{density}\nwritten: {out}")
+    _say(f"{density}\nwritten: {out}", out)
 
 
 @app.command()
@@ -615,7 +694,9 @@ def download(
         print(path)
 
 
-course_app = typer.Typer(no_args_is_help=True, help="The book as a course: hand out exercises, grade them.")
+course_app = typer.Typer(
+    no_args_is_help=True, context_settings=HELP_NAMES, help="The book as a course: hand out exercises, grade them."
+)
 app.add_typer(course_app, name="course")
 Folder = Annotated[Path, typer.Option("--folder", help="folder of the course")]
 
@@ -681,6 +762,7 @@ def course_times(
     """Measure what a class runs: chapters (as last built), live commands, solutions of all exercises."""
     from ecdlib.course.pages import measure
 
+    check_output(out)
     times = measure(report=lambda line: print(line, flush=True))
     with atomic_write(out) as temporary:
         temporary.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
@@ -693,12 +775,31 @@ def _marks(table: Any, session: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Entry point: an :class:`EcdError` becomes one line and exit code 2."""
+    """Entry point: an :class:`EcdError` is one line and exit code 2, any other error one line and exit code 1."""
+    show = "--traceback" in sys.argv  # wherever it stands
+    sys.argv = [word for word in sys.argv if word != "--traceback"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half-written goes
     try:
         app()
     except EcdError as error:
+        if show:
+            raise
         print(f"ecd: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever read standard output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except MemoryError:
+        if show:
+            raise
+        print("ecd: out of memory. Give fewer or smaller files, or --workers 1.", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:
+        if show:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"ecd: unexpected error ({what}). Please report it, with what --traceback shows.", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

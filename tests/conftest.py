@@ -164,8 +164,8 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
 @pytest.fixture(scope="session")
 def tiny_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two small crystal graph networks: ``r.npz`` holds what they are worth, ``model.npz`` the trained ensemble."""
-    from ecdlib.book.parameters import CgcnnParameters
     from ecdlib.learn import elasticity
+    from ecdlib.learn.elasticity import CgcnnParameters
 
     def make(folder: Path) -> None:
         p = CgcnnParameters(epochs=1, sample=60, folds="all", members=2)

@@ -25,7 +25,8 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT, data_folder
 from ecdlib.density.io import read_density, write_density
 from ecdlib.density.store import load_density
-from ecdlib.learn.latents import LatentDatabase, common_cell, load_latents
+from ecdlib.features.common_grid import common_cell
+from ecdlib.learn.latents import LatentDatabase, load_latents
 from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
 NACL = data_folder() / "vasp" / "CHGCAR.NaCl.gz"

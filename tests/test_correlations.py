@@ -155,7 +155,8 @@ def test_a_bundled_crystal_and_its_2x1x1_supercell_have_the_same_features():
 
 
 def test_features_of_a_cubic_crystal_have_all_48_symmetries():
-    features, row = featurize(load_density("LiH_225"))
+    blocks, row = featurize(load_density("LiH_225"))
+    features = blocks["autocorrelation"]
     assert features.shape == (51, 51, 51)
     assert features[25, 25, 25] == pytest.approx(row["electrons"] / load_density("LiH_225").volume, rel=1e-6)
     for image in images(features):

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -270,6 +271,26 @@ def test_bad_notebooks_get_a_line_and_do_not_stop_the_others(folder: Path) -> No
     good = {e.name: e for e in exercises.exercises(SESSION)}["electrons"]
     assert table.loc["5010", "electrons"] == good.points - good.by_hand
     assert "copy.ipynb: no exercise of that name" in table.loc["5010", "note"]
+
+
+def test_students_code_does_not_see_the_teachers_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold keys of services."""
+    seen: dict[str, str] = {}
+
+    class Popen:
+        def __init__(self, *_: Any, env: dict[str, str], **__: Any) -> None:
+            seen.update(env)
+
+        def wait(self, **_: Any) -> int:
+            return 0
+
+    hand_in(folder, "4719")
+    monkeypatch.setenv("MP_API_KEY", "secret")
+    monkeypatch.setattr(grading.subprocess, "Popen", Popen)
+    grading.grade(SESSION, folder, students=["4719"])
+    assert seen["ECD_STUDENT"] == "4719"
+    assert "secret" not in seen.values()
+    assert set(seen) <= {*grading.PASSED_ON, "ECD_STUDENT", "ECD_GRADING", "OMP_NUM_THREADS"}
 
 
 def test_grading_without_a_course_or_submissions_says_what_to_do(tmp_path: Path, folder: Path) -> None:

@@ -386,6 +386,32 @@ def test_mp_material_without_density(project: Server, tmp_path: Path) -> None:
         fetch(project, "mp-135", tmp_path / "other")
 
 
+@pytest.mark.parametrize("where", ["whole", "values", "structure"])
+def test_mp_file_cannot_name_code_that_is_run(
+    project: Server, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """monty's decoder imports and calls the class that a file names."""
+    (tmp_path / "evil.py").write_text("open('called', 'w')\nclass Evil:\n    def __init__(self, **_): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evil = {"@module": "evil", "@class": "Evil"}
+    found = json.loads(gzip.decompress(project.pages["/chgcars/mp-2000.json.gz"][1]))
+    if where == "whole":
+        found["data"] = evil
+    elif where == "values":
+        found["data"]["data"]["total"] = evil
+    else:
+        found["data"]["poscar"]["structure"]["sites"][0]["properties"] = {"x": evil}
+    project.pages["/chgcars/mp-2000.json.gz"] = (200, json.dumps(found).encode())
+    out = tmp_path / "out"
+    if where == "structure":  # what is not needed is not looked at
+        assert len(fetch(project, "mp-135", out)) == 1
+    else:
+        with pytest.raises(EcdError, match=r"cannot be decoded|holds no charge density"):
+            fetch(project, "mp-135", out)
+    assert not (tmp_path / "called").exists()
+
+
 def test_mp_changed_source(project: Server, tmp_path: Path) -> None:
     (path,) = fetch(project, "mp-135", tmp_path)
     path.unlink()

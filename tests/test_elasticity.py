@@ -11,41 +11,40 @@ import pandas as pd
 import pytest
 from monty.json import MontyEncoder
 from monty.serialization import dumpfn
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
 from typer.testing import CliRunner
 
 from ecdlib.base.errors import EcdError
-from ecdlib.book.parameters import CgcnnParameters
 from ecdlib.cli import app
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.features.graphs import crystal_graphs
 from ecdlib.learn import elasticity
 from ecdlib.learn.elasticity import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    ElasticityResult,
-    calibrate,
-    calibrated,
+    CgcnnParameters,
+    expected_errors,
+    fit_error_model,
     from_learned,
-    load_elasticity,
-    load_elasticity_model,
     load_problem,
     matbench_crystals,
     run_elasticity,
-    shipped_elasticity,
+    split_scores,
     to_learned,
     train_ensemble,
 )
+from ecdlib.learn.model_file import load_model
+from ecdlib.learn.result import TEST, TRAIN, VALIDATION, Result, load_result
+from ecdlib.models.cgcnn_regressor import CGCNNRegressor
 from ecdlib.models.six_features import six_features
 
 TINY = {"epochs": 1, "sample": 60, "folds": "all", "members": 2}
 
 
 @pytest.fixture(scope="module")
-def small(tiny_ensemble: Path) -> tuple[CgcnnParameters, ElasticityResult, Path]:
+def small(tiny_ensemble: Path) -> tuple[CgcnnParameters, Result, Path]:
     """A tiny ensemble, evaluated and trained."""
     assert sorted(path.name for path in tiny_ensemble.iterdir()) == ["model.npz", "r.npz"]
-    return CgcnnParameters(**TINY), load_elasticity(tiny_ensemble / "r.npz"), tiny_ensemble
+    return CgcnnParameters(**TINY), load_result(tiny_ensemble / "r.npz"), tiny_ensemble
 
 
 def test_official_folds_and_published_predictions() -> None:
@@ -66,6 +65,7 @@ def test_every_crystal_tests_once_and_never_trains_the_model_that_tests_it(small
     assert {TRAIN, VALIDATION, TEST} == set(np.unique(result.role))
     assert np.isfinite(result.crossed).all()
     assert np.isfinite(result.fitted).all()
+    assert (result.role[result.fold, np.arange(60)] == TEST).all()
     held = (result.role == VALIDATION).sum(1) / (result.role != TEST).sum(1)
     assert np.allclose(held, 0.1, atol=0.02)
     split = load_problem(CgcnnParameters(crystals="fusion"))
@@ -95,20 +95,19 @@ def test_an_interrupted_run_goes_on(small, tmp_path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(elasticity, "_fit_and_predict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_elasticity(p, tmp_path / "r.npz", progress=False)
-    assert (tmp_path / "r.partial.npz").is_file()
     assert not (tmp_path / "r.npz").exists()
-    with pytest.raises(EcdError, match="interrupted run of other parameters"):
+    with pytest.raises(EcdError, match="interrupted run with other parameters"):
         run_elasticity(p.model_copy(update={"epochs": 2}), tmp_path / "r.npz", progress=False)
     again = run_elasticity(p, tmp_path / "r.npz", progress=False)
     assert len(calls) == 4 + 7, "three of ten fits were kept"
     assert np.allclose(again.crossed, result.crossed, rtol=1e-5)
-    with pytest.raises(EcdError, match="holds a result of other parameters"):
+    with pytest.raises(EcdError, match="was made with other parameters"):
         run_elasticity(p.model_copy(update={"epochs": 2}), tmp_path / "r.npz", progress=False)
 
 
 def test_the_trained_ensemble_predicts(small) -> None:
     _, result, folder = small
-    model = load_elasticity_model(folder / "model.npz")
+    model = load_model(folder / "model.npz")
     structures = load_structures()
     chosen = [structures[name] for name in result.names[:7]]
     logs, stds = model.predict(crystal_graphs(chosen))
@@ -121,7 +120,7 @@ def test_the_trained_ensemble_predicts(small) -> None:
 
 
 def test_shipped_ensemble_knows_rocksalt_and_diamond() -> None:
-    model = load_elasticity_model()
+    model = load_model("cgcnn")
     structures = load_structures()
     names = ["NaCl_225", "MgO_225", "TiC_225"]
     logs, stds = model.predict(crystal_graphs([structures[n] for n in names]))
@@ -131,12 +130,13 @@ def test_shipped_ensemble_knows_rocksalt_and_diamond() -> None:
 
 
 def test_shipped_results_beat_what_is_published_on_the_same_crystals() -> None:
-    result, table = shipped_elasticity()["cgcnn"], matbench_crystals()
+    result, table = load_result("elasticity/cgcnn"), matbench_crystals()
     assert list(result.names) == list(table.index)
     for t in ("bulk_modulus", "shear_modulus"):
         published = np.abs(np.log10(table[f"published_{t}"] / table[t])).mean()
-        assert result.ensemble_scores(t)["log MAE"] < published
-    std = calibrated(result)
+        truth, predicted = result.pair(t)
+        assert np.abs(np.log10(predicted / truth)).mean() < published
+    std = expected_errors(result)
     error = to_learned(result.crossed, result.targets) - to_learned(result.truth, result.targets)
     assert 0.60 < (np.abs(error) < std).mean() < 0.85
     assert np.corrcoef(np.abs(error[:, 0]), std[:, 0])[0, 1] > 0.2, "unsure where it errs"
@@ -145,7 +145,21 @@ def test_shipped_results_beat_what_is_published_on_the_same_crystals() -> None:
 def test_calibration_finds_what_was_put_in() -> None:
     rng = np.random.default_rng(3)
     s = rng.uniform(0.01, 0.1, 30_000)
-    assert np.allclose(calibrate(rng.normal(0, np.hypot(0.04, 2 * s)), s), [0.04, 2], rtol=0.1)
+    assert np.allclose(fit_error_model(rng.normal(0, np.hypot(0.04, 2 * s)), s), [0.04, 2], rtol=0.1)
+
+
+def test_the_network_keeps_scikit_learn_s_contract() -> None:
+    """On structures, as scikit-learn deals them into folds, and on their graphs."""
+    crystals = load_crystals()[:40]
+    structures, y = [load_structures()[name] for name in crystals.index], np.log10(crystals["bulk_modulus"].to_numpy())
+    model = CGCNNRegressor(epochs=1, seed=2, device="cpu")
+    assert clone(model).get_params() == model.get_params()
+    scores = cross_val_score(model, structures, y, cv=2)
+    assert scores.shape == (2,)
+    assert np.isfinite(scores).all()
+    predicted = model.fit(structures, y).predict(structures)
+    graphs = crystal_graphs(structures)
+    np.testing.assert_array_equal(clone(model).fit(graphs, y).predict(graphs), predicted)
 
 
 def test_six_features() -> None:
@@ -161,7 +175,7 @@ def test_models_on_six_features(model: str, tmp_path) -> None:
     p = CgcnnParameters(model=model, sample=80, target="bulk_modulus")
     result = run_elasticity(p, tmp_path / "r.npz", progress=False)
     assert result.fitted.shape == (1, 80, 1)
-    train, test = (result.scores("bulk_modulus", role)["MAE"] for role in (TRAIN, TEST))
+    train, test = (split_scores(result, "bulk_modulus", role)["MAE"] for role in (TRAIN, TEST))
     assert train < test
     assert result.meta["provenance"]["versions"]["xgboost"]
 
@@ -218,14 +232,14 @@ def test_a_model_of_many_members(small, tmp_path) -> None:
     meta = json.loads(str(arrays["meta"]))
     meta["parameters"]["members"] = 12
     np.savez(tmp_path / "many.npz", **{**arrays, "meta": np.array(json.dumps(meta))})
-    model = load_elasticity_model(tmp_path / "many.npz")
+    model = load_model(tmp_path / "many.npz")
     assert len(model.networks) == 12
     assert p.members == 2
 
 
 def test_what_cannot_be_calibrated_is_said(small, tmp_path) -> None:
     p, result, folder = small
-    one = replace(result, spread=np.full_like(result.spread, np.nan))
+    one = replace(result, more={"spread": np.full_like(result.truth, np.nan)})
     for evaluated in (one, replace(result, role=result.role[:1])):
         with pytest.raises(EcdError, match=r"members=2|folds=all"):
             train_ensemble(p, evaluated, tmp_path / "m.npz")
@@ -233,8 +247,8 @@ def test_what_cannot_be_calibrated_is_said(small, tmp_path) -> None:
     with np.load(folder / "model.npz") as z:
         arrays = {k: z[k] for k in z.files}
     np.savez(tmp_path / "nan.npz", **{**arrays, "calibration": np.full((2, 2), np.nan)})
-    with pytest.raises(EcdError, match="is no readable model"):
-        load_elasticity_model(tmp_path / "nan.npz")
+    with pytest.raises(EcdError, match="is not a readable model"):
+        load_model(tmp_path / "nan.npz")
 
 
 def test_what_does_not_fit_is_refused_in_words(tmp_path) -> None:
@@ -242,9 +256,11 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path) -> None:
         load_problem(CgcnnParameters(target="debye_temperature"))
     bad = tmp_path / "bad.npz"
     bad.write_bytes(b"nothing")
-    for load in (load_elasticity, load_elasticity_model):
-        with pytest.raises(EcdError, match=r"bad\.npz: is no readable"):
+    for load in (load_result, load_model):
+        with pytest.raises(EcdError, match=r"bad\.npz: is not a readable"):
             load(bad)
+    with pytest.raises(EcdError, match="is of the kind 'fusion model', not 'elasticity model'"):
+        load_model("fusion-lightgbm", "elasticity model")
     done = CliRunner().invoke(app, ["train-cgcnn", "-o", str(tmp_path / "r.npz"), "--final", str(tmp_path / "m.npz")])
     assert isinstance(done.exception, EcdError)
     assert "needs an ensemble" in str(done.exception)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +21,12 @@ from ecdlib import cli
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_folder
 from ecdlib.density.cell import to_conventional
+from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_density, write_npz
 from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import load_densities, load_density, write_store
 from ecdlib.features import collection as features
-from ecdlib.features.autocorrelation import cubic_average, standardized_autocorrelation
+from ecdlib.features.autocorrelation import density_quantiles, standardized_autocorrelation
 from ecdlib.features.collection import (
     FeatureSettings,
     bundled_features,
@@ -31,6 +34,7 @@ from ecdlib.features.collection import (
     featurize,
     featurize_collection,
     load_features,
+    statistics,
 )
 
 SMALL = FeatureSettings(size=5, voxel=1.0)
@@ -62,9 +66,13 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return done
 
 
+def correlation(density: ChargeDensity, settings: FeatureSettings = SMALL) -> np.ndarray:
+    return featurize(density, settings)[0]["autocorrelation"]
+
+
 def content(path: Path) -> dict[str, Any]:
     with h5py.File(path) as h:
-        return dict(zip(h["source"].asstr()[:], h["features"][:], strict=True))
+        return dict(zip(h["source"].asstr()[:], h["autocorrelation"][:], strict=True))
 
 
 def test_the_steps_come_in_the_papers_order():
@@ -72,7 +80,8 @@ def test_the_steps_come_in_the_papers_order():
     assert density.values.min() < 0
     values, row = featurize(density, SMALL)
     expected = redistribute_negative_charge(to_conventional(density))
-    assert np.array_equal(values, standardized_autocorrelation(expected.density, 5, 1.0))
+    assert np.array_equal(values["autocorrelation"], standardized_autocorrelation(expected.density, 5, 1.0))
+    assert np.array_equal(values["quantiles"], density_quantiles(expected.density))
     assert row["electrons"] == pytest.approx(row["electrons_after"], rel=1e-12)
     assert row["electrons"] == pytest.approx(load_densities("cubic").table["n_electrons"]["Al_225"], abs=3e-4)
     assert row["minimum"] < 0 < row["moved"]
@@ -94,11 +103,12 @@ def test_a_collection_equals_direct_calls(quietly, tmp_path):
     assert (table["error"] == "").all()
     values, report, settings = load_features(tmp_path / "f.h5")
     assert settings == SMALL
-    assert values.dtype == np.float32
+    assert values["autocorrelation"].dtype == np.float32
     assert list(report.index) == list(table.index)
     for source, stored in content(tmp_path / "f.h5").items():
         direct, row = featurize(read_density(source), SMALL)
-        assert np.array_equal(stored, direct.astype(np.float32))
+        assert np.array_equal(stored, direct["autocorrelation"].astype(np.float32))
+        assert np.array_equal(values["quantiles"][list(report.index).index(row["name"])], direct["quantiles"])
         assert table.loc[row["name"], "electrons"] == row["electrons"]
     assert [p.name for p in tmp_path.iterdir()] == ["f.h5"]
 
@@ -120,7 +130,7 @@ def test_two_dask_workers_give_what_direct_calls_give(route, tmp_path):
     stored = content(tmp_path / "f.h5")
     assert sorted(stored) == sorted(NAMES)
     for name in NAMES:
-        assert np.array_equal(stored[name], featurize(load_density(name), SMALL)[0].astype(np.float32))
+        assert np.array_equal(stored[name], correlation(load_density(name)).astype(np.float32))
     assert list(table.index[table["error"] != ""]) == [str(bad)]
     assert "not a complete CHGCAR" in table.loc[str(bad), "error"]
 
@@ -167,7 +177,7 @@ def test_files_of_one_name_in_two_folders_are_told_apart(quietly, tmp_path):
     assert errors.str.contains("electrons").all()
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(quietly, tmp_path, monkeypatch, worked):
+def test_an_interrupted_run_resumes(quietly, tmp_path, monkeypatch, worked):
     compute = features._work
     interrupt = iter([False, False, True])
 
@@ -180,7 +190,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(quietly, tmp_path, monkeypa
         patch.setattr(features, "_work", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quietly(NAMES)
-    assert [p.name for p in tmp_path.iterdir()] == ["f.h5.partial"], "nothing under the final name yet"
+    assert [p.name for p in tmp_path.iterdir()] == ["f.h5.parts"], "nothing under the final name yet"
     assert worked == NAMES[:2]
     worked.clear()
     table = quietly(NAMES)
@@ -195,7 +205,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(quietly, tmp_path, monkeypa
 
 
 @pytest.fixture
-def partial(quietly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def parts(quietly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a run over the first two crystals leaves when it is interrupted after the first."""
     compute = features._work
 
@@ -208,66 +218,79 @@ def partial(quietly: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         patch.setattr(features, "_work", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quietly(NAMES[:2])
-    return tmp_path / "f.h5.partial"
+    return tmp_path / "f.h5.parts"
 
 
-@pytest.mark.parametrize("part", ["features", "report", "source"])
-def test_an_entry_that_was_cut_off_is_written_again(part, quietly, tmp_path, monkeypatch, worked):
-    """Interrupted between the parts of the second entry."""
-    write = h5py.Dataset.__setitem__
-
-    def cut_off(dataset: Any, index: Any, value: Any) -> None:
-        if dataset.name == f"/{part}" and index == 1:
-            raise KeyboardInterrupt
-        write(dataset, index, value)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(h5py.Dataset, "__setitem__", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            quietly(NAMES)
-    worked.clear()
-    table = quietly(NAMES)
-    assert worked == NAMES[1:]
-    assert list(table.index) == NAMES
-    stored = content(tmp_path / "f.h5")
-    for name in NAMES:
-        assert np.array_equal(stored[name], featurize(load_density(name), SMALL)[0].astype(np.float32))
-
-
-def test_a_left_over_partial_of_another_run_is_not_mixed_in(quietly, partial):
-    before = partial.read_bytes()
-    with pytest.raises(EcdError, match=r"f\.h5\.partial: holds an interrupted run of other settings\. Remove it"):
+def test_what_another_run_has_left_is_not_mixed_in(quietly, parts):
+    with pytest.raises(EcdError, match=r"f\.h5\.parts: holds an interrupted run with other parameters\. Remove it"):
         quietly(NAMES[:2], settings=FeatureSettings(size=7, voxel=1.0))
-    with pytest.raises(EcdError, match=r"f\.h5\.partial: holds an interrupted run of other sources\. Remove it"):
+    with pytest.raises(EcdError, match=r"f\.h5\.parts: holds an interrupted run with other parameters\. Remove it"):
         quietly(NAMES[2:])
-    assert partial.read_bytes() == before
+    assert (parts / "0.npz").is_file()
 
 
-@pytest.mark.parametrize("damage", [b"", b"not HDF5 at all", None])
-def test_a_damaged_partial_is_named(quietly, partial, damage):
-    partial.write_bytes(partial.read_bytes()[:1000] if damage is None else damage)
-    before = partial.read_bytes()
-    with pytest.raises(EcdError, match=r"f\.h5\.partial: is left from an interrupted run and damaged\. Remove it"):
-        quietly(NAMES[:2])
-    assert partial.read_bytes() == before
+def test_a_finished_file_is_returned_and_one_of_other_sources_is_not_overwritten(quietly, tmp_path, worked):
+    table = quietly(NAMES[:2])
+    worked.clear()
+    assert quietly(NAMES[:2]).equals(table)
+    assert worked == []
+    before = (tmp_path / "f.h5").read_bytes()
+    with pytest.raises(EcdError, match=r"f\.h5: was made with other settings or sources"):
+        quietly(NAMES[2:])
+    with pytest.raises(EcdError, match=r"f\.h5: was made with other settings or sources"):
+        quietly(NAMES[:2], settings=FeatureSettings(size=7, voxel=1.0))
+    assert (tmp_path / "f.h5").read_bytes() == before
+    (tmp_path / "g.h5").write_bytes(b"something else")
+    with pytest.raises(EcdError, match=r"g\.h5: is not a readable feature file"):
+        quietly(NAMES[:2], "g.h5")
 
 
-def test_two_runs_do_not_write_one_file(quietly, partial):
-    with open(partial, "rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)  # as HDF5 does while it writes
-        with pytest.raises(EcdError, match="is being written by another run"):
-            quietly(NAMES[:2])
+def test_a_file_that_was_mended_is_taken_up(quietly, tmp_path, worked):
+    source = tmp_path / "d.npz"
+    source.write_bytes(b"cut off")
+    assert list(quietly(["LiH_225", str(source)])["error"] != "") == [False, True]
+    write_npz(load_density("BeCu_221"), source)
+    assert list(quietly(["LiH_225", str(source)])["error"]) == ["", ""]
+    write_npz(load_density("Al_225"), source)
+    assert list(quietly(["LiH_225", str(source)])["formula"]) == ["LiH", "Al"]
+
+
+@pytest.mark.parametrize("kill_at", np.random.default_rng(0).choice(np.arange(1, 17), 5, replace=False).tolist())
+def test_a_kill_at_any_write_loses_at_most_one_chunk(kill_at, quietly, tmp_path, worked):
+    """The process is killed at its k-th file operation (a file opened to write, or renamed)."""
+    code = f"""
+import os, sys
+from ecdlib.features.collection import FeatureSettings, featurize_collection
+count = 0
+def watch(event, arguments):
+    global count
+    writing = event == "os.rename" or (event == "open" and str(arguments[0]).startswith({str(tmp_path)!r})
+        and arguments[1] and set(arguments[1]) & set("wxa+"))
+    count += bool(writing)
+    if writing and count == {kill_at}:
+        os.kill(os.getpid(), {int(signal.SIGKILL)})
+sys.addaudithook(watch)
+featurize_collection({NAMES!r}, {str(tmp_path / "f.h5")!r}, FeatureSettings(5, 1.0), workers=1, progress=False)
+"""
+    subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False, capture_output=True)
+    finished = len(list((tmp_path / "f.h5.parts").glob("[0-9].npz")))
+    was_there = (tmp_path / "f.h5").exists()
+    table = quietly(NAMES)
+    assert list(table.index) == NAMES
+    assert worked == ([] if was_there else NAMES[finished:])
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["f.h5"]
+    for name, stored in content(tmp_path / "f.h5").items():
+        assert np.array_equal(stored, correlation(load_density(name)).astype(np.float32))
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_keeps_what_is_done(quietly, tmp_path, monkeypatch, worked):
-    free = iter([10**9, 10**9, 0])
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free)))
-        with pytest.raises(EcdError, match=r"f\.h5: no disk space left\. Free some and run the same again"):
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+        with pytest.raises(EcdError, match=r"f\.h5: no disk space left\. Free some and run the same command again"):
             quietly(NAMES[:2])
     quietly(NAMES[:2])
-    assert worked == [*NAMES[:2], NAMES[1]]
+    assert worked == NAMES[:2]
     assert sorted(content(tmp_path / "f.h5")) == sorted(NAMES[:2])
 
 
@@ -286,11 +309,11 @@ def test_a_store_stands_for_all_its_crystals(quietly, tmp_path):
 
 def test_settings_change_the_features():
     density = load_density("LiH_225")
-    standard, _ = featurize(density, SMALL)
+    standard = correlation(density)
     others: list[dict[str, Any]] = [{"field": "density"}, {"conversion": "trilinear"}]
     others += [{"convention": "gpaw"}, {"convention": "chemical"}]
     for other in (FeatureSettings(5, 1.0, **changes) for changes in others):
-        assert np.abs(featurize(density, other)[0] - standard).max() > 1e-4 * standard.max()
+        assert np.abs(correlation(density, other) - standard).max() > 1e-4 * standard.max()
 
 
 def test_features_of_others_are_not_taken_for_ours(tmp_path):
@@ -306,12 +329,14 @@ def test_bundled_features_come_in_the_order_asked_for_and_from_the_cache(tmp_pat
     values, report = bundled_features(SMALL, ["Be_194", "LiH_225"])
     assert list(report.index) == ["Be_194", "LiH_225"]
     assert sorted(s.split("::")[1] for s in worked) == ["Be_194", "LiH_225"]
-    for name, row in zip(report.index, values, strict=True):
-        np.testing.assert_allclose(row, cubic_average(featurize(load_density(name), SMALL)[0]), rtol=1e-6)
+    for i, name in enumerate(report.index):
+        direct = statistics(load_density(name), SMALL)
+        np.testing.assert_allclose(values["autocorrelation"][i], direct["autocorrelation"], rtol=1e-6)
+        assert np.array_equal(values["quantiles"][i], direct["quantiles"])
     worked.clear()
     again, report_again = bundled_features(SMALL, ["Be_194", "LiH_225"])
     assert worked == []
-    assert np.array_equal(again, values)
+    assert all(np.array_equal(again[block], values[block]) for block in features.FEATURES)
     assert report_again.equals(report)
     bundled_features(SMALL, ["LiH_225"])
     assert len(worked) == 1, "other names are another entry of the cache"
@@ -330,7 +355,7 @@ def test_featurize_on_the_command_line(bad, tmp_path, monkeypatch, capsys):
     assert f"2 densities featurized: {out}" in printed.out
     assert ("skipped: nowhere/CHGCAR: no such file. Check the path." in printed.err) == bad
     stored = content(out)
-    assert np.array_equal(stored[LI], featurize(read_density(LI), SMALL)[0].astype(np.float32))
+    assert np.array_equal(stored[LI], correlation(read_density(LI)).astype(np.float32))
     assert sorted(stored) == sorted(["LiH_225", LI])
 
 

@@ -7,29 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
 from typer.testing import CliRunner
 
 from ecdlib.base.errors import EcdError
-from ecdlib.book.parameters import FusionParameters
 from ecdlib.cli import app
+from ecdlib.data.properties import UNITS, labelled
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.store import load_density
+from ecdlib.features.common_grid import bundled_names
 from ecdlib.learn import fusion
-from ecdlib.learn.fusion import (
-    PROPERTIES,
-    FusionNetwork,
-    FusionResult,
-    inputs,
-    load_fusion,
-    load_fusion_model,
-    run_fusion,
-    shipped_fusion,
-    train_final,
-)
-from ecdlib.learn.latents import bundled_names
+from ecdlib.learn.fusion import FusionParameters, inputs, run_fusion, train_final
+from ecdlib.learn.model_file import load_model
+from ecdlib.learn.portability import ROUTES
 from ecdlib.learn.predict import load_predictors, predict
+from ecdlib.learn.result import TEST, Result, load_result, shipped_results
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
+from ecdlib.models.fusion_network import FusionNetwork
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 30))
@@ -63,6 +59,15 @@ def test_trees_learn_and_repeat_themselves(trials: int) -> None:
     assert np.corrcoef(a, Y[100:])[0, 1] > 0.5
 
 
+@pytest.mark.parametrize("model", [FusionLightGBM(20, 8, trials=0), FusionNetwork(epochs=2, device="cpu", seed=3)])
+def test_estimators_keep_scikit_learn_s_contract(model: FusionLightGBM | FusionNetwork) -> None:
+    assert clone(model).get_params() == model.get_params()
+    assert not hasattr(clone(model.fit(X, Y)), "scaler_"), "a clone is not fitted"
+    np.testing.assert_array_equal(clone(model).fit(X, Y).predict(X), model.predict(X))
+    assert cross_val_score(model, X, Y, cv=3).shape == (3,)
+    assert clone(model).set_params(seed=4).seed == 4
+
+
 @pytest.mark.parametrize(("channels", "n_other"), [(4, 0), (0, 7), (4, 7)])
 def test_the_network_takes_either_input_or_both(channels: int, n_other: int) -> None:
     model = AttentionCNN(channels, 4, n_other).eval()
@@ -87,6 +92,7 @@ def small(monkeypatch: pytest.MonkeyPatch, n: int = 150) -> None:
     chosen = np.random.default_rng(0).permutation(len(everything[0]))[:n]
     crystals, features = everything[0].iloc[chosen], everything[1][chosen][:, ::6]
     monkeypatch.setattr(fusion, "inputs", lambda p: (crystals, features, 0))
+    monkeypatch.setattr(fusion, "pair_features", lambda p, progress: {"own": features[:99], "shells": features[1:100]})
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +100,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path, mon
     p = FusionParameters()
     whole = run_fusion(p, tmp_path / "whole.npz", progress=False)
     assert np.isfinite(whole.crossed).all()
-    assert (np.isfinite(whole.tested[:, 0]) == (load_crystals().loc[whole.names, "original_split"] == "test")).all()
+    assert (np.isfinite(whole.fitted[0, :, 0]) == whole.tested()).all()
     fits = 0
     make = fusion.make_model
 
@@ -112,7 +118,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path: Path, mon
     again = run_fusion(p, tmp_path / "broken.npz", progress=False)
     np.testing.assert_array_equal(again.crossed, whole.crossed)
     assert fits == 4 + 3, "what was done is not done again"
-    with pytest.raises(EcdError, match="other parameters"):
+    with pytest.raises(EcdError, match="was made with other parameters"):
         run_fusion(FusionParameters(seed=1), tmp_path / "whole.npz", progress=False)
 
 
@@ -122,17 +128,18 @@ def test_protocols_drop_and_leak_what_their_names_say(tmp_path: Path, monkeypatc
     make = fusion.make_model
     for protocol in ("leak-free", "drop-outliers", "fit-on-all"):
         seen: list[FusionScaler | None] = []
-        monkeypatch.setattr(fusion, "make_model", lambda p, n, s, seen=seen: (seen.append(s), make(p, n, s))[1])
+        monkeypatch.setattr(fusion, "make_model", lambda p, n, s, c, seen=seen: (seen.append(s), make(p, n, s, c))[1])
         p = FusionParameters(protocol=protocol, cross_validate=False)
-        counts[protocol] = run_fusion(p, tmp_path / f"{protocol}.npz", progress=False).scores("bulk_modulus", "tested")
+        result = run_fusion(p, tmp_path / f"{protocol}.npz", progress=False)
+        counts[protocol] = len(result.pair("bulk_modulus", "fitted")[0])
         scalers[protocol] = seen
     crystals = fusion.inputs(FusionParameters())[0]
     K, test = crystals["bulk_modulus"], crystals["original_split"] == "test"
     low, high = K.quantile([0.25, 0.75])
     kept = K.between(low - 1.5 * (high - low), high + 1.5 * (high - low))
     assert not kept.all(), "there are outliers to drop"
-    assert counts["leak-free"]["n"] == test.sum()
-    assert counts["drop-outliers"]["n"] == (test & kept).sum()
+    assert counts["leak-free"] == test.sum()
+    assert counts["drop-outliers"] == (test & kept).sum()
     assert scalers["leak-free"] == [None]
     assert scalers["fit-on-all"][0] is not None
 
@@ -143,15 +150,40 @@ def test_a_trained_model_comes_back_from_its_file(tmp_path: Path, monkeypatch: p
     _, features, _ = fusion.inputs(p)
     result = run_fusion(p, tmp_path / "r.npz", progress=False)
     made: list[FusionNetwork] = []
-    make = fusion.make_model
-    monkeypatch.setattr(fusion, "make_model", lambda *a: made.append(make(*a)) or made[-1])
-    train_final(p, result, tmp_path / "m.npz")
-    monkeypatch.setattr(fusion, "data_file", lambda name: tmp_path / "m.npz")
-    model = load_fusion_model("m")
+    with monkeypatch.context() as patch:
+        make = fusion.make_model
+        patch.setattr(fusion, "make_model", lambda *a: made.append(make(*a)) or made[-1])
+        train_final(p, result, tmp_path / "m.npz", progress=False)
+    model = load_model(tmp_path / "m.npz")
     for i in (0, 7):
         value, std = model.predict(features[i : i + 1], "bulk_modulus")
         assert value == pytest.approx(float(made[0].predict(features[i : i + 1])[0]), rel=1e-4)
         assert std > 0
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["m.npz", "r.npz"]
+    pairs = model.pairs("bulk_modulus")
+    np.testing.assert_allclose(pairs["own"], made[0].predict(features[:99]), rtol=1e-4)
+    np.testing.assert_allclose(pairs["shells"], made[0].predict(features[1:100]), rtol=1e-4)
+    with pytest.raises(EcdError, match="was made with other parameters"):
+        train_final(p.model_copy(update={"seed": 1}), result, tmp_path / "m.npz")
+
+
+def test_the_cost_of_a_conversion_is_that_of_the_model_itself() -> None:
+    model = load_model("fusion-lightgbm")
+    moved = model.movement("bulk_modulus", relative=True)
+    assert list(moved.columns) == list(ROUTES)
+    assert moved["as computed"].abs().mean() > 3 * moved["radial functions"].abs().mean()
+    other = load_model("fusion-attention").movement("bulk_modulus", relative=True)
+    assert not np.allclose(moved["shells"], other["shells"])
+    without = {k: v for k, v in model.arrays.items() if not k.startswith("pairs/")}
+    with pytest.raises(EcdError, match="not known what a conversion costs"):
+        fusion.FusionModel(without, model.meta, "mine.npz").movement("bulk_modulus")
+
+
+def test_a_model_notices_another_autoencoder_of_the_same_name() -> None:
+    model = load_model("fusion-lightgbm")
+    other = fusion.FusionModel(model.arrays, model.meta | {"autoencoder": "0" * 16}, "mine.npz")
+    with pytest.raises(EcdError, match="trained with another autoencoder named periodic-16"):
+        other.features(load_density("NaCl_225"))
 
 
 def test_densities_are_asked_for_where_there_are_none() -> None:
@@ -161,24 +193,27 @@ def test_densities_are_asked_for_where_there_are_none() -> None:
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.npz").write_bytes(b"no result")
-    with pytest.raises(EcdError, match="no readable result"):
-        load_fusion(tmp_path / "r.npz")
+    with pytest.raises(EcdError, match="not a readable result"):
+        load_result(tmp_path / "r.npz")
+    with pytest.raises(EcdError, match="is a result of elasticity, not of fusion"):
+        load_result("elasticity/decision-tree", "fusion")
 
 
-RESULTS = shipped_fusion()
+RESULTS = shipped_results("fusion")
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_shipped_results_are_whole(name: str) -> None:
-    r: FusionResult = RESULTS[name]
+    r: Result = RESULTS[name]
     labels = load_crystals().loc[r.names]
     test = (labels["original_split"] == "test").to_numpy()
-    np.testing.assert_array_equal(r.truth, labels[r.meta["targets"]].to_numpy(dtype=float))
+    np.testing.assert_array_equal(r.truth, labels[r.targets].to_numpy(dtype=float))
     kept = r.meta["parameters"]["protocol"] in ("leak-free", "fit-on-all")
     known = np.isfinite(r.truth)
-    assert not np.isfinite(r.tested[~test]).any(), "only test crystals are tested"
+    np.testing.assert_array_equal(r.role[0] == TEST, test)
+    assert not np.isfinite(r.fitted[0, ~test]).any(), "only test crystals are tested"
     if kept:
-        assert np.isfinite(r.tested[test][known[test]]).all()
+        assert np.isfinite(r.fitted[0, test][known[test]]).all()
         if r.meta["parameters"]["cross_validate"]:
             assert (np.isfinite(r.crossed) == known).all()
     assert len(np.unique(r.fold)) == 5
@@ -194,13 +229,13 @@ def test_shipped_models_predict_bundled_crystals_and_say_how_sure_they_are(model
     labels = load_crystals()
     for name in ("Fe3SnC_221", "CaMg2_194"):
         records = predict(load_density(name), predictors)
-        assert [r["property"].replace(" ", "_") for r in records] == list(PROPERTIES)
+        assert [r["property"].replace(" ", "_") for r in records] == labelled("fusion")
         assert all(not r["warnings"] for r in records), "a training crystal"
         for r in records:
             label = labels.loc[name, r["property"].replace(" ", "_")]
             if np.isfinite(label):
                 assert abs(r["value"] - label) < 4 * r["std"]
-            assert r["unit"] == PROPERTIES[r["property"].replace(" ", "_")]
+            assert r["unit"] == UNITS[r["property"].replace(" ", "_")]
 
 
 def test_a_density_of_another_valence_is_converted() -> None:
@@ -220,10 +255,7 @@ def test_what_does_not_fit_together_is_refused_before_anything_runs(tmp_path: Pa
         done = CliRunner().invoke(app, ["train-fusion", "-o", str(tmp_path / "r.npz"), *arguments])
         assert isinstance(done.exception, EcdError)
         assert words in str(done.exception)
-    (tmp_path / "r.partial.npz").write_bytes(b"cut")
-    with pytest.raises(EcdError, match="left from an interrupted run and damaged"):
-        run_fusion(FusionParameters(), tmp_path / "r.npz", progress=False)
-    assert [f.name for f in tmp_path.iterdir()] == ["r.partial.npz"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_of_ones_own_predicts_from_its_file() -> None:

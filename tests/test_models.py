@@ -241,7 +241,7 @@ def test_every_model_on_correlations_takes_two_channels() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.random((40, 2, int(cubic_orbits(9).max()) + 1)).cumsum(2), rng.random(40)
     for name, model in MODELS.items():
-        if model.inputs != "correlations" or model.targets > 1:
+        if model.inputs != ("autocorrelation",) or model.targets > 1:
             continue
         p = TrainingParameters(model=name, convention="portable", size=9, epochs=1)
         estimator = model.build(p)

@@ -71,6 +71,15 @@ def test_two_runs_on_one_file_do_not_meet(tmp_path: Path) -> None:
         pass
 
 
+def test_files_of_something_else_stay(tmp_path: Path) -> None:
+    mine = tmp_path / "r.npz.parts" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(EcdError, match="holds files of something else"):
+        squares(tmp_path / "r.npz")
+    assert mine.read_text() == "mine"
+
+
 def test_a_run_that_finished_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at once"), in_pieces(tmp_path / "r.npz", "squares", {}):
         raise ValueError("at once")

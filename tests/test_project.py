@@ -6,6 +6,7 @@ import enum
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -162,6 +163,34 @@ def test_every_command_and_option_has_a_help_text():
         assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None) or parameter.name == "help", f"{name} {parameter.name}"
+
+
+HEAVY = {"torch", "pymatgen", "pandas", "sklearn", "scipy", "plotly", "matplotlib", "dask", "papermill", "IPython"}
+
+
+@pytest.mark.parametrize(
+    ("command", "unwanted"),
+    [
+        ("--help", HEAVY | {"numpy", "pydantic"}),
+        ("course --help", HEAVY | {"numpy"}),
+        ("predict NaCl_225", HEAVY - {"pymatgen", "pandas", "sklearn", "scipy"}),
+        ("convert NaCl_225 density.npz", HEAVY - {"pymatgen", "pandas", "scipy"}),
+    ],
+)
+def test_commands_import_only_what_they_need(command, unwanted, tmp_path):
+    code = f"""if True:
+        import sys
+        from ecdlib import cli
+        sys.argv = ["ecd", *{command.split()}]
+        try:
+            cli.main()
+        except SystemExit:
+            pass
+        print(*sorted({unwanted} & set(sys.modules)), file=sys.stderr)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from pymatgen.io.vasp import Poscar
 from typer.testing import CliRunner
 
 from ecdlib.base.errors import EcdError
+from ecdlib.base.pieces import in_pieces
 from ecdlib.cli import app
 from ecdlib.crystals import screening
 from ecdlib.crystals.screening import COLUMNS, KEPT, compact, load_screened, screen
 from ecdlib.data.tables import load_structures
 from ecdlib.elastic.moduli import elastic_quantities
-from ecdlib.learn.elasticity import load_elasticity_model
+from ecdlib.learn.model_file import load_model
 
 NAMES = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "BaTiO3_221", "MgO_225", "K3BiTe3_198", "PbS_225"]
 
@@ -72,7 +73,7 @@ def test_what_follows_from_the_moduli_follows(files: Path, tmp_path: Path, model
     table, _ = run(str(files), out=tmp_path / "t.parquet", model=model)
     K, G = table["bulk_modulus"], table["shear_modulus"]
     logs = [table[f"{m}_std"] / table[m] / np.log(10) for m in ("bulk_modulus", "shear_modulus")]
-    r = load_elasticity_model(Path(model)).correlation
+    r = load_model(model).correlation
     assert abs(r) > 0.01
     expected = elastic_quantities(K, G, table["density"], table["n_atoms"], table["volume"], *logs, r)
     for column in expected:
@@ -95,12 +96,31 @@ def test_an_interrupted_screening_goes_on(files: Path, tmp_path: Path, model: st
     with pytest.raises(KeyboardInterrupt):
         run(str(files), out=out, model=model)
     assert not out.exists()
-    with pytest.raises(EcdError, match="interrupted run of other sources"):
+    with pytest.raises(EcdError, match="interrupted run with other parameters"):
         run(str(files), "labelled", out=out, model=model)
     table, done = run(str(files), out=out, model=model)
     assert calls == [0, 1, 1, 2]
     assert len(done.failed) == 1
     pd.testing.assert_frame_equal(table, whole, rtol=1e-4)
+
+
+def test_a_finished_table_is_not_made_again(files: Path, tmp_path: Path, model: str, monkeypatch) -> None:
+    out = tmp_path / "t.parquet"
+    table, done = run(str(files), out=out, model=model)
+    monkeypatch.setattr(screening, "_work", None)
+    again, before = run(str(files), out=out, model=model)
+    pd.testing.assert_frame_equal(again, table)
+    assert before == screening.Screened(done.predicted, done.failed, before=True)
+    with pytest.raises(EcdError, match="was made with other parameters"):
+        run(str(files), out=out, model=model, paper_filter=True)
+
+
+def test_two_screenings_of_one_file_do_not_meet(files: Path, tmp_path: Path, model: str) -> None:
+    with (
+        in_pieces(tmp_path / "t.parquet", "ecd screen", {}),
+        pytest.raises(EcdError, match="being written by another run"),
+    ):
+        run(str(files), out=tmp_path / "t.parquet", model=model)
 
 
 def test_a_source_that_changed_meanwhile_is_noticed(files: Path, tmp_path: Path, model: str, monkeypatch) -> None:
@@ -137,7 +157,7 @@ def test_the_paper_s_filter(files: Path, tmp_path: Path, model: str) -> None:
     everything, _ = run(str(files), out=tmp_path / "a.parquet", model=model)
     filtered, _ = run(str(files), out=tmp_path / "b.parquet", model=model, paper_filter=True)
     assert set(everything["id"]) - set(filtered["id"]) == {"Po.vasp"}
-    known = load_elasticity_model(Path(model)).elements
+    known = load_model(model).elements
     assert everything.set_index("id").loc["Po.vasp", "unseen_elements"] == ("" if 84 in known else "Po")
 
 
@@ -170,7 +190,7 @@ def test_nothing_usable_leaves_nothing(tmp_path: Path, model: str) -> None:
 def test_training_crystals_are_marked(tmp_path: Path, model: str) -> None:
     folder = tmp_path / "c"
     folder.mkdir()
-    trained_on = load_elasticity_model(Path(model)).trained_on
+    trained_on = load_model(model).trained_on
     inside = next(name for name in load_structures() if name in trained_on)
     for name in (inside, "K3BiTe3_198"):
         Poscar(load_structures()[name]).write_file(folder / f"{name}.vasp", significant_figures=12)
@@ -190,7 +210,7 @@ def test_files_that_lie_in_the_way_stay(files: Path, tmp_path: Path, model: str)
     own = tmp_path / "t.parquet.parts"
     own.mkdir()
     (own / "mine.txt").write_text("mine")
-    with pytest.raises(EcdError, match="is in the way"):
+    with pytest.raises(EcdError, match="holds files of something else"):
         run(str(files), out=tmp_path / "t.parquet", model=model)
     assert (own / "mine.txt").read_text() == "mine"
     with pytest.raises(EcdError, match="is a folder"):

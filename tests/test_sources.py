@@ -74,9 +74,9 @@ def test_one_file(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.cif", CIF[:200], r"a\.cif: holds no crystal that can be used \(a\.cif: is no complete CIF"),
-        ("a.cif", "", "holds no crystal that can be used"),
+        ("a.cif", "", "the file is empty"),
         ("a.txt", "x", r"a\.txt: is no kind of file that holds crystals\. Give a folder"),
-        ("a.csv", "", r"a\.csv: holds no crystal that can be used \(a\.csv: cannot be read"),
+        ("a.csv", "", "the file is empty"),
         ("a.csv", "id,name\n1,x\n", r"a\.csv: has no column structure, cif or poscar\. Its columns: id, name"),
         ("a.csv", "id,cif\n", "holds no crystal that can be used"),
         ("a.csv", '"\x00', "holds no crystal that can be used"),
@@ -391,8 +391,8 @@ def test_order_of_a_folder_does_not_depend_on_the_file_system(tmp_path: Path, mo
         (tmp_path / f"{name}.cif").write_text(CIF)
     walk = os.walk
 
-    def shuffled(top: Any) -> Iterator[Any]:
-        for root, folders, files in walk(top):
+    def shuffled(top: Any, **more: Any) -> Iterator[Any]:
+        for root, folders, files in walk(top, **more):
             yield root, folders, files[::-1]
 
     monkeypatch.setattr(os, "walk", shuffled)

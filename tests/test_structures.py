@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def test_files_that_hold_no_crystal(name: str, content: bytes, tmp_path: Path) -
     with pytest.raises(EcdError, match=re.escape(str(tmp_path / name))) as error:
         read_structure(tmp_path / name)
     assert "\n" not in str(error.value)
-    with pytest.raises(EcdError, match="is no regular file"):
+    with pytest.raises(EcdError, match="is a folder"):
         read_structure(tmp_path)
 
 
@@ -240,3 +241,35 @@ def test_a_network_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     code, out, err = ecd("density", "LiH_225", "--with", "charge3net")
     assert (code, out) == (2, "")
     assert err == 'ecd: charge3net: needs no_such_package. pip install "ecdlib[charge3net]"\n'
+
+
+def test_json_and_yaml_cannot_name_code_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text("open('called', 'w')\nclass Evil:\n    def __init__(self, **_): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    salt = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    found = json.loads(salt.to_json())
+    found["sites"][0]["properties"] = {"x": {"@module": "evil", "@class": "Evil"}}
+    (tmp_path / "salt.json").write_text(json.dumps(found))
+    (tmp_path / "salt.yaml").write_text(json.dumps(found))
+    assert read_structure(tmp_path / "salt.json") == salt
+    with pytest.raises(EcdError, match="is YAML, which is not read"):
+        read_structure(tmp_path / "salt.yaml")
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x\n1\n4 0 0\n0 4 0\n0 0 4\nNa\n300000000\nDirect\n0 0 0\n",
+        "x\n1\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1\nDirect\n0 0 0\n",
+        "\n" * 40_000,
+        "x\n1\n1e9 0 0\n0 1e9 0\n0 0 1e9\nNa\n1\nDirect\n0 0 0\n",
+    ],
+)
+def test_what_takes_too_long_or_too_much_is_refused_at_once(text: str) -> None:
+    """40,000 empty lines took 42 s, an absurd cell all memory."""
+    started = time.process_time()
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_structure(text)
+    assert time.process_time() - started < 2

@@ -379,10 +379,12 @@ def test_a_calibration_is_kept_as_a_table(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_calibration(content: bytes, tmp_path: Path) -> None:
-    for path in (tmp_path / "mine.csv", tmp_path):
-        (tmp_path / "mine.csv").write_bytes(content)
-        with pytest.raises(EcdError, match=r"is no calibration\. Make one with `ecd calibrate`\."):
-            read_calibration(path, Valence({"V": 5}, False, ""))
+    (tmp_path / "mine.csv").write_bytes(content)
+    problem = r"is no calibration\. Make one with `ecd calibrate`\." if content else "the file is empty"
+    with pytest.raises(EcdError, match=problem):
+        read_calibration(tmp_path / "mine.csv", Valence({"V": 5}, False, ""))
+    with pytest.raises(EcdError, match="is a folder"):
+        read_calibration(tmp_path, Valence({"V": 5}, False, ""))
 
 
 # Form factors from GPAW
@@ -447,6 +449,20 @@ def test_a_count_that_fits_several_valences_names_them_and_one_can_be_chosen() -
     assert error.value.remedy == "Say which: --valence Ti=4,Ni=16 or Ti=10,Ni=10 (or put the POTCAR beside the file)."
     found = recognize(made_up("Ti Ni", 20, valence=parse_valence("Ni=10, Ti=10")))
     assert found == Valence({"Ti": 10, "Ni": 10}, False, "its POTCAR, header or --valence")
+
+
+@pytest.mark.parametrize("name", ["ScNi_221", "TiOs_221", "TiNiSb_216"])
+def test_a_count_that_fits_several_valences_is_decided_by_the_density(name: str) -> None:
+    """Converted by the true valence it is near free atoms, by another one several times as far from them."""
+    stores = load_densities("cubic"), load_densities("pairs")
+    densities = [store[name] for store in stores if name in store]
+    assert densities
+    for density in densities:
+        found = recognize(replace(density, convention=None))
+        assert found.electrons == recognize(density).electrons
+        if "its shape" in found.how:
+            near, far = (float(x) for x in re.findall(r"([0-9.]+) %", found.how))
+            assert far > 3 * near
 
 
 @pytest.mark.parametrize(

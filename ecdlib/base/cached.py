@@ -42,7 +42,8 @@ def _parsed(path: Path, modified: int) -> tuple[str, frozenset[str]]:
 
 
 def imported_names(tree: ast.AST) -> Iterable[str]:
-    """Dotted names of all imports in a source, those inside functions too, but for those that only types need."""
+    """Dotted names of all imports in a source, those inside functions and in ``lazy("module:name")`` too, but for
+    those that only types need."""
     nodes = [tree]
     while nodes:
         node = nodes.pop()
@@ -53,6 +54,8 @@ def imported_names(tree: ast.AST) -> Iterable[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             nodes += node.orelse
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazy":
+            yield ast.literal_eval(node.args[0]).replace(":", ".")
         else:
             nodes += ast.iter_child_nodes(node)
 

@@ -30,8 +30,12 @@ class Pieces:
         self.folder, self.made_by = folder, made_by
 
     def path(self, name: str) -> Path:
-        """File of a piece; a checkpoint of it may lie beside it."""
+        """File of a piece."""
         return self.folder / f"{name}.npz"
+
+    def checkpoint(self, name: str) -> Path:
+        """File beside a piece for the training that makes it."""
+        return self.folder / f"{name}.checkpoint"
 
     def __contains__(self, name: str) -> bool:
         return self.path(name).is_file()
@@ -97,7 +101,7 @@ def in_pieces(out: Path, name: str, parameters: Mapping[str, Any]) -> Iterator[P
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EcdError(folder, f"cannot be made ({error.strerror or error})", "Choose another folder.") from error
+        raise EcdError(out, f"cannot be written ({error.strerror or error})", "Choose another folder.") from error
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -114,7 +118,7 @@ def in_pieces(out: Path, name: str, parameters: Mapping[str, Any]) -> Iterator[P
                 problem = f"holds a run that was begun with other sources ({found['label']['commit']})"
                 raise EcdError(folder, problem, "Remove it, or go back to that commit.")
             pieces.made_by = found["made_by"]
-        elif pieces.names:
+        elif _visible(folder):
             raise EcdError(folder, "holds files of something else", "Remove it, or choose another name.")
         else:
             with atomic_write(folder / LABEL) as temporary:
@@ -124,8 +128,13 @@ def in_pieces(out: Path, name: str, parameters: Mapping[str, Any]) -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
-        if folder.is_dir() and not pieces.names and not any(folder.glob("*.checkpoint")):
+        if folder.is_dir() and not _visible(folder) - {LABEL}:
             shutil.rmtree(folder, ignore_errors=True)  # nothing to resume
+
+
+def _visible(folder: Path) -> set[str]:
+    """Names of its files but the lock and what a kill has left half-written."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def _read_label(path: Path) -> dict[str, Any]:

@@ -21,6 +21,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise EcdError(f"--workers {workers}", "at least one is needed", "Leave the option out: one for each core.")
+
+
 def _one_thread() -> None:
     os.environ.update(ONE_THREAD)
 
@@ -45,6 +50,7 @@ def in_processes(
     A single worker or call is this process itself. A script that uses more must guard what it does itself by
     ``if __name__ == "__main__"``.
     """
+    _check_workers(workers)
     if workers == 1 or len(calls) < 2:
         yield from ((i, work(*call)) for i, call in enumerate(calls))
         return
@@ -69,8 +75,9 @@ def map_chunks(
         workers: local processes; one without a scheduler is this process itself.
 
     Raises:
-        EcdError: no answer from the scheduler.
+        EcdError: no answer from the scheduler, or fewer than one worker.
     """
+    _check_workers(workers)
     if workers == 1 and scheduler is None:
         yield from (work(chunk, *arguments) for chunk in chunks)
         return

@@ -18,7 +18,8 @@ import yaml
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT
-from ecdlib.base.settings import Profile
+from ecdlib.base.settings import Parameters, Profile
+from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.book import parameters
 from ecdlib.book.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
 from ecdlib.book.parameters import NOTEBOOKS
@@ -32,6 +33,8 @@ def build_book(
     profile: Profile = "quick", *, kernel: str | None = None, force: bool = False, solutions: bool = False
 ) -> Path:
     """Execute all notebooks (those whose cached run is current are taken as they are) and build the HTML.
+
+    Those of the `quick` and `tiny` profiles are executed two at a time, with one thread each.
 
     Finished runs with other parameters become pages beneath their original; those made from older sources are left
     out with a notice.
@@ -48,13 +51,15 @@ def build_book(
     started = time.monotonic()
     shutil.rmtree(PAGES, ignore_errors=True)
     PAGES.mkdir(parents=True)
-    for number, notebook in enumerate(NOTEBOOKS, 1):
-        values = parameters.resolve(notebook, {}, profile)
-        print(f"[{number}/{len(NOTEBOOKS)}] {notebook} ({profile})", end=" ", flush=True)
-        begun = time.monotonic()
-        folder, cached = execute(notebook, values, kernel=kernel, force=force)
-        print("unchanged" if cached else f"executed in {time.monotonic() - begun:.0f} s", flush=True)
-        _page(folder, notebook, questions=questions_html(notebook))
+    folders = {}
+    calls = [(notebook, parameters.resolve(notebook, {}, profile), kernel, force) for notebook in NOTEBOOKS]
+    workers = 1 if profile == "full" or kernel else min(2, available_cores())
+    for number, (i, (folder, seconds)) in enumerate(in_processes(_timed, calls, workers), 1):
+        how = "unchanged" if seconds is None else f"executed in {seconds:.0f} s"
+        print(f"[{number}/{len(calls)}] {calls[i][0]} ({profile}) {how}", flush=True)
+        folders[calls[i][0]] = folder
+    for notebook in NOTEBOOKS:
+        _page(folders[notebook], notebook, questions=questions_html(notebook))
     beneath: dict[str, list[str]] = {}
     for notebook, values, folder, current in finished_runs():
         if not parameters.changed(notebook, values) and values.profile == profile:
@@ -83,6 +88,13 @@ def build_book(
         raise EcdError("book", f"Jupyter Book gave {len(lines)} warnings or errors", f"See {log.relative_to(ROOT)}.")
     print(f"book built in {time.monotonic() - started:.0f} s")
     return BUILD / "html" / "index.html"
+
+
+def _timed(notebook: str, values: Parameters, kernel: str | None, force: bool) -> tuple[Path, float | None]:
+    """Folder of a notebook's run and the seconds that it took; None if it was there."""
+    started = time.monotonic()
+    folder, cached = execute(notebook, values, kernel=kernel, force=force)
+    return folder, None if cached else time.monotonic() - started
 
 
 def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> None:

@@ -16,6 +16,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.settings import Parameters, Profile, Size, Subset
+from ecdlib.learn.autoencoder import AutoencoderParameters
+from ecdlib.learn.elasticity import CgcnnParameters
+from ecdlib.learn.fusion import FusionParameters
 from ecdlib.learn.lean import TrainingParameters
 
 
@@ -56,17 +59,7 @@ def _table(file: str) -> str:
     return str(Path(file).resolve())  # notebooks run in another folder
 
 
-Target = Literal[
-    "all",
-    "bulk_modulus",
-    "youngs_modulus",
-    "shear_modulus",
-    "cohesive_energy",
-    "debye_temperature",
-    "formation_energy",
-]
-Channels = Annotated[Literal[8, 16, 32], BeforeValidator(int)]  # the command line gives text
-Degree = Annotated[Literal[2, 4], BeforeValidator(int)]
+Degree = Annotated[Literal[2, 4], BeforeValidator(int)]  # the command line gives text
 Table = Annotated[str, AfterValidator(_table)]
 Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
@@ -184,58 +177,6 @@ class CostParameters(Parameters):
     degree: Degree = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
 
 
-class AutoencoderParameters(Parameters):
-    """The autoencoder: training, reconstruction, latent sizes."""
-
-    full: ClassVar[dict[str, Any]] = {"edge": 128, "epochs": 60, "batch_size": 4}
-    tiny: ClassVar[dict[str, Any]] = {"edge": 16, "epochs": 1, "crystals": 60}
-
-    route: Literal["periodic", "padded"] = Field(
-        "periodic",
-        description="how densities come to one grid; periodic: conventional cell, resampled, circular padding; "
-        "padded: as published, voxels in a corner of a grid of zeros, zero padding",
-    )
-    channels: Channels = Field(16, description="of the latent, which has this edge where the grid has 128")
-    edge: int = Field(32, ge=16, le=128, multiple_of=16, description="voxels along each axis of the common grid")
-    batch_norm: bool = Field(True, description="batch normalization after each block")
-    dropout: float = Field(0.05, ge=0, lt=1, description="probability, after each block")
-    epochs: int = Field(2, ge=1, le=100_000, description="passes over the training crystals, unless stopped early")
-    batch_size: int = Field(16, ge=2, description="crystals in a step")
-    learning_rate: float = Field(1e-3, gt=0, description="initial, of Adam")
-    patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
-    crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
-
-
-class FusionParameters(Parameters):
-    """Latents joined with composition: Table 1, parity, what counts, and what the protocol does."""
-
-    full: ClassVar[dict[str, Any]] = {"model": "lightgbm", "inputs": "latent+magpie", "trials": 50}
-    tiny: ClassVar[dict[str, Any]] = {"epochs": 1}
-
-    model: Literal["lightgbm", "attention"] = Field("lightgbm", description="gradient-boosted trees, or the network")
-    inputs: Literal[
-        "magpie", "latent", "latent+magpie", "pooled", "pooled+magpie", "correlations", "correlations+magpie"
-    ] = Field(
-        "magpie",
-        description="magpie: composition; latent: all values of the autoencoder's latent; pooled: their mean, "
-        "deviation and maximum over positions; correlations: 2-point and 1-point statistics of the density",
-    )
-    autoencoder: str = Field("periodic-16", description="that makes the latents: a shipped one, or a file")
-    crystals: Literal["densities", "all"] = Field(
-        "densities", description="the crystals with a density here, or all labelled ones (inputs=magpie)"
-    )
-    target: Target = Field("bulk_modulus", description="what is learned")
-    protocol: Literal["leak-free", "drop-outliers", "fit-on-all", "as-published"] = Field(
-        "leak-free",
-        description="drop-outliers: of the target, before splitting; fit-on-all: scaling and principal components "
-        "fitted on all rows; as-published: both",
-    )
-    cross_validate: bool = Field(True, description="five-fold cross-validation beside the published split")
-    components: int = Field(512, ge=1, description="principal components of the latents, for the trees")
-    trials: int = Field(0, ge=0, description="of the search for hyperparameters in each fit; 0: fixed ones")
-    epochs: int = Field(60, ge=1, description="at most, of the network")
-
-
 class LatentDatabaseParameters(Parameters):
     """The latent database: how small, how exact, and how to use it."""
 
@@ -266,32 +207,6 @@ class ElasticQuantitiesParameters(Parameters):
     log10_std: float = Field(
         0.1, gt=0, le=0.3, description="standard deviation of log10 K and log10 G whose reach is shown"
     )
-
-
-class CgcnnParameters(Parameters):
-    """Crystal graph network: official folds, ensemble, uncertainty."""
-
-    full: ClassVar[dict[str, Any]] = {"epochs": 100, "members": 4, "folds": "all"}
-    tiny: ClassVar[dict[str, Any]] = {"epochs": 1, "sample": 150}
-
-    model: Literal["cgcnn", "random-forest", "xgboost", "svr", "gradient-boosting", "decision-tree"] = Field(
-        "cgcnn", description="the crystal graph network, or one of five models on six features"
-    )
-    crystals: Literal["matbench", "matbench-official", "fusion"] = Field(
-        "matbench",
-        description="matbench: its entries that have a structure here, official folds; matbench-official: all of "
-        "them, from the network; fusion: the 6,059 crystals of LatentMatFusion, published split",
-    )
-    target: Target = Field("all", description="what is learned; all: one network with several outputs")
-    folds: Literal["first", "all"] = Field("first", description="folds that are trained and tested")
-    members: int = Field(1, ge=1, le=100, description="networks of the ensemble in each fold")
-    ties: bool = Field(True, description="keep the last shell of neighbours whole; False: cut it at twelve")
-    distinct: bool = Field(True, description="one atom of each kind by symmetry, if ties is true; False: all atoms")
-    epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
-    batch_size: int = Field(64, ge=2, description="crystals in a step")
-    learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")
-    held_out: float = Field(0.1, ge=0, lt=1, description="share of the training crystals that choose the epoch")
-    sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
 
 
 class ScreeningParameters(Parameters):

@@ -17,8 +17,7 @@ from ecdlib.base.resources import ROOT, read_once
 from ecdlib.data.tables import load_crystals, load_structures
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import load_densities
-from ecdlib.features.autocorrelation import cubic_average
-from ecdlib.features.collection import FeatureSettings, featurize
+from ecdlib.features.collection import FeatureSettings, statistics
 
 Data = Literal["course", "full"]
 
@@ -134,7 +133,7 @@ def course_features(data: Data = "course") -> Floats:
 
     def make() -> Arrays:
         store = load_densities("cubic")
-        return {"features": np.stack([cubic_average(featurize(store[name], SETTINGS)[0]) for name in names])}
+        return {"features": np.stack([statistics(store[name], SETTINGS)["autocorrelation"] for name in names])}
 
     return cached(f"course-{data}", make, names)["features"]
 

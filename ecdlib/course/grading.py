@@ -40,6 +40,12 @@ from ecdlib.course.exercises import COURSE, exercises, nbgrader_api
 SIZE_LIMIT = 20_000_000
 #: Bytes that the Python of a submission may hold.
 MEMORY_LIMIT = 4 * 2**30
+#: What the students' code sees of the teacher's environment, which may hold keys of services.
+PASSED_ON = (
+    *("PATH", "HOME", "USERPROFILE", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TEMP", "SYSTEMROOT"),
+    *("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "ECDLIB_DATA", "MPLBACKEND", "MPLCONFIGDIR"),
+    *("JUPYTER_PATH", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"),
+)
 #: Names of the errors that say that the grader stopped a cell.
 STOPPED = ("CellTimeoutError", "KernelDied", "TooMuchOutput", "NotRun")
 
@@ -231,7 +237,7 @@ def grade(
         refused = _accept(folder, session, student)
         command = [sys.executable, "-m", "ecdlib.course.grading", str(folder), session, student, str(seconds)]
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name in PASSED_ON},
             "ECD_STUDENT": student,
             "ECD_GRADING": uuid.uuid4().hex,
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),

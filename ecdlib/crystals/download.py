@@ -25,13 +25,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from ecdlib.base.errors import EcdError, atomic_write
+import numpy as np
+
+from ecdlib.base.arrays import EXPANSION
+from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.base.resources import sha256
+from ecdlib.data.structures import structure_from_json
 
 MANIFEST = "manifest.json"
 JARVIS, MATERIALS_PROJECT = "JARVIS-DFT", "Materials Project"
 JARVIS_INDEX = "jarvis-raw-files.zip"
 CHGCARS_URL = "https://materialsproject-parsed.s3.amazonaws.com/chgcars"  # the bucket that mp-api reads
+TOO_LARGE = 2_000_000_000  # bytes of an unpacked density of the Materials Project
 TIMEOUT = 60  # seconds without an answer
 EXTRA = "Install it: pip install -e '.[download]'"
 AGAIN = "Check the connection and the proxy, then run the same command again: what was fetched is kept."
@@ -399,20 +404,35 @@ def _latest_static_task(rester: Any, material_id: str) -> str:
 
 
 def _decode_chgcar(path: Path, url: str) -> Any:
-    """The pymatgen Chgcar in one of the bucket's files."""
-    from monty.json import MontyDecoder
-    from pymatgen.io.vasp.outputs import Chgcar
+    """The pymatgen Chgcar in one of the bucket's files; monty's decoder would import whatever class a file names."""
+    from pymatgen.io.vasp import Chgcar, Poscar
 
     try:
-        text = path.read_bytes()
-        if text.startswith(b"\x1f\x8b"):  # unless it was unpacked on the way
-            text = gzip.decompress(text)
-        chgcar = MontyDecoder().process_decoded(json.loads(text)["data"])
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error) as error:
+        with open(path, "rb") as f:
+            packed = f.read(2) == b"\x1f\x8b"  # unless it was unpacked on the way
+        with gzip.open(path) if packed else open(path, "rb") as f:
+            text = f.read(min(TOO_LARGE, EXPANSION * path.stat().st_size))
+        found = json.loads(text)["data"]
+        if found["@class"] != "Chgcar":
+            raise EcdError(MATERIALS_PROJECT, f"{url} holds no charge density", "Update mp-api.")
+        poscar = Poscar(structure_from_json(found["poscar"]["structure"]), comment=str(found["poscar"]["comment"]))
+        data = {str(key): _array(values) for key, values in found["data"].items()}
+        return Chgcar(poscar, data, {str(k): _occupancies(v) for k, v in (found.get("data_aug") or {}).items()} or None)
+    except DAMAGED as error:
         raise EcdError(MATERIALS_PROJECT, f"{url} cannot be decoded ({_shorten(error)})", "Update mp-api.") from error
-    if not isinstance(chgcar, Chgcar):
-        raise EcdError(MATERIALS_PROJECT, f"{url} holds no charge density", "Update mp-api.")
-    return chgcar
+
+
+def _array(values: Any) -> Any:
+    """An array of numbers as monty writes it: plain lists, or a dictionary with ``data``; complex as two lists."""
+    if not isinstance(values, dict):
+        return np.asarray(values, dtype=np.float64)
+    array = np.asarray(values["data"], dtype=np.float64)
+    return array[0] + 1j * array[1] if str(values["dtype"]).startswith("complex") else array
+
+
+def _occupancies(values: Any) -> Any:
+    """Augmentation occupancies by atom; older files hold the lines of a CHGCAR."""
+    return {int(k): _array(v) for k, v in values.items()} if isinstance(values, dict) else [str(v) for v in values]
 
 
 def _shorten(error: Exception) -> str:

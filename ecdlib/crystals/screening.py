@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ecdlib.base.errors import EcdError, atomic_write
-from ecdlib.base.provenance import provenance
+from ecdlib.base.pieces import Pieces, in_pieces
 from ecdlib.base.resources import data_file, sha256
 from ecdlib.base.workers import available_cores, map_chunks
 from ecdlib.crystals.sources import Candidate, Failure, read_source
@@ -27,11 +27,11 @@ from ecdlib.data.tables import crystal_system
 from ecdlib.density.core import symmetry
 from ecdlib.elastic.moduli import QUANTITIES, elastic_quantities
 from ecdlib.features.graphs import crystal_graph, join
-from ecdlib.learn.elasticity import ElasticityModel, load_elasticity_model
+from ecdlib.learn.elasticity import MODEL_KIND, ElasticityModel
+from ecdlib.learn.model_file import load_model, model_files
 from ecdlib.models.cgcnn import N_ELEMENTS
 
 CHUNK = 500  #: crystals that a worker takes at once
-NOTE = "screening.json"  #: in the folder of an unfinished run: what it belongs to
 
 #: Columns of the table and their units: those of the paper's Tables A1 and A2 with their uncertainty, and what is known
 #: of the crystal. Atoms, volume and mass are of the primitive cell; ``*_std`` are standard deviations.
@@ -71,9 +71,10 @@ class Screened:
 
     predicted: int
     failed: list[str]  #: one line each
+    before: bool = False  #: whether an earlier run had finished it
 
 
-def describe(candidate: Candidate, found: Any) -> dict[str, Any]:
+def crystal_columns(candidate: Candidate, found: Any) -> dict[str, Any]:
     """What the table says of a crystal besides predictions.
 
     Args:
@@ -111,7 +112,7 @@ def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) 
     for candidate in candidates:
         try:
             found = symmetry(candidate.structure)
-            row, graph = describe(candidate, found), crystal_graph(candidate.structure, found=found)
+            row, graph = crystal_columns(candidate, found), crystal_graph(candidate.structure, found=found)
         except EcdError as error:
             failed.append(f"{candidate.id}: {error.problem}. {error.remedy}")
             continue
@@ -140,10 +141,11 @@ def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) 
 @lru_cache(maxsize=1)
 def _model(name: str, digest: str) -> ElasticityModel:
     """The model, if its file is the one that is meant: a worker elsewhere may have another."""
-    path = Path(name) if name.endswith(".npz") else data_file(f"models/{name}.npz")
+    (path,) = model_files(name)
     if sha256(path) != digest:
         raise EcdError(path, "is another model on a worker", "Give all machines the same checkout or shared folder.")
-    return load_elasticity_model(path)
+    model: ElasticityModel = load_model(path, MODEL_KIND)
+    return model
 
 
 def _work(chunk: tuple[int, list[Candidate]], model: str, digest: str) -> tuple[int, pd.DataFrame, list[str]]:
@@ -153,7 +155,7 @@ def _work(chunk: tuple[int, list[Candidate]], model: str, digest: str) -> tuple[
 
 
 def _chunks(
-    crystals: Iterable[Candidate | Failure], parts: Path, failed: list[str]
+    crystals: Iterable[Candidate | Failure], pieces: Pieces, failed: list[str]
 ) -> Iterator[tuple[int, list[Candidate]]]:
     """Numbered chunks for the workers, without those that are done; ``failed`` gets a line for each failure."""
     number, chunk, ids = 0, [], set()
@@ -168,11 +170,24 @@ def _chunks(
             ids.add(each.id)
             chunk.append(each)
         if chunk and (len(chunk) == CHUNK or each is None):
-            if not (part := parts / f"{number:06d}.parquet").is_file():
+            if (name := f"{number:06d}") not in pieces:
                 yield number, chunk
-            elif not set(pq.read_table(part, columns=["id"])["id"].to_pylist()) <= {c.id for c in chunk}:
-                raise EcdError(parts, "holds other crystals: a source has changed since", "Remove it and run again.")
+            elif not set(pieces.load(name)["id"].tolist()) <= {c.id for c in chunk}:
+                problem = "holds other crystals: a source has changed since"
+                raise EcdError(pieces.folder, problem, "Remove it and run again.")
             number, chunk = number + 1, []
+
+
+def _arrays(table: pd.DataFrame) -> dict[str, Any]:
+    """Columns of a chunk, as its piece keeps them."""
+    rows = pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False)
+    columns = {field.name: rows[field.name].to_numpy() for field in SCHEMA}
+    return {name: values.astype(str) if values.dtype == object else values for name, values in columns.items()}
+
+
+def _rows(piece: Mapping[str, Any]) -> pa.Table:
+    """What :func:`_arrays` has kept."""
+    return pa.table([pa.array(piece[f.name], f.type, from_pandas=True) for f in SCHEMA], schema=SCHEMA)
 
 
 def screen(
@@ -188,8 +203,8 @@ def screen(
 ) -> Screened:
     """Predict all crystals of the sources and write a Parquet table of :data:`COLUMNS`.
 
-    Crystals are read, predicted and written in chunks, so that memory stays small. Chunks lie in ``<out>.parts`` until
-    all are there; an interrupted run goes on with those that are missing, if its sources have not changed.
+    Crystals are read, predicted and written in chunks, so that memory stays small. An interrupted run resumes, if its
+    sources have not changed; a table that is there is not made again.
 
     Args:
         sources: see :func:`ecdlib.crystals.sources.read_source`.
@@ -200,82 +215,58 @@ def screen(
         workers: local processes, by default one a core.
 
     Raises:
-        EcdError: a source or model that cannot be used, nothing usable at all, parts of another screening in the way.
+        EcdError: a source or model that cannot be used, nothing usable at all, a table of other parameters in the way;
+            see also :func:`ecdlib.base.pieces.in_pieces`.
     """
     if out.is_dir():
         raise EcdError(out, "is a folder", "Give the name of a file.")
     model = str(Path(model).resolve()) if model.endswith(".npz") else model
-    path = Path(model) if model.endswith(".npz") else data_file(f"models/{model}.npz")
-    load_elasticity_model(path)  # what is wrong with it is said at once
-    used = sha256(path)
+    load_model(model, MODEL_KIND)  # what is wrong with it is said at once
+    used = sha256(model_files(model)[0])
     _model(model, used)
-    parts = out.with_name(f"{out.name}.parts")
-    made_by = provenance("ecd screen", {"sources": list(sources), "model": used, "paper_filter": paper_filter}, 0)
-    done = _resume(parts, made_by["parameters"] | {"commit": made_by["commit"]})
+    parameters = {"sources": list(sources), "model": used, "paper_filter": paper_filter}
+    if out.is_file():
+        found = load_screened(out)[1]["parameters"]
+        if {key: found.get(key) for key in parameters} != parameters:
+            raise EcdError(out, "was made with other parameters", "Remove it, or choose another name with --out.")
+        return Screened(pq.read_metadata(out).num_rows, _failed(out), before=True)
     crystals = (each for source in sources for each in read_source(source, api_key=api_key, filter=paper_filter))
     failed: list[str] = []
-    last = time.monotonic()
-    try:
-        chunks = _chunks(crystals, parts, failed)
-        cores = workers or available_cores()
-        with tqdm(unit=" crystals", desc="Screening", disable=not progress, initial=done * CHUNK) as bar:
+    cores = workers or available_cores()
+    with in_pieces(out, "ecd screen", parameters) as pieces:
+        chunks, last = _chunks(crystals, pieces, failed), time.monotonic()
+        done = len(pieces.names) * CHUNK
+        with tqdm(unit=" crystals", desc="Screening", disable=not progress, initial=done) as bar:
             for number, table, wrong in map_chunks(_work, chunks, model, used, scheduler=scheduler, workers=cores):
                 seconds, last = time.monotonic() - last, time.monotonic()
-                note = {"failed": json.dumps(wrong), "seconds": json.dumps(seconds)}
-                with atomic_write(parts / f"{number:06d}.parquet") as temporary:
-                    rows = pa.Table.from_pandas(table, schema=SCHEMA, preserve_index=False)
-                    pq.write_table(rows.replace_schema_metadata(note), temporary, compression="zstd")
+                if len(table):
+                    lines = {"failed": np.array(wrong, dtype=str)}
+                    pieces.save(f"{number:06d}", _arrays(table) | lines, seconds)
+                else:
+                    failed += wrong
                 bar.update(len(table))
-        files = sorted(parts.glob("[0-9]*.parquet"))
-        notes = [pq.read_schema(file).metadata for file in files]
-        failed += [line for note in notes for line in json.loads(note[b"failed"])]
-        if not sum(pq.read_metadata(file).num_rows for file in files):
+        failed += [line for name in pieces.names for line in pieces.load(name)["failed"].tolist()]
+        if not pieces.names:
             raise EcdError(", ".join(sources), "no usable crystal", failed[0] if failed else "Give at least one.")
-    except EcdError:
-        if not any(pq.read_metadata(file).num_rows for file in parts.glob("[0-9]*.parquet")):
-            _remove(parts)
-        raise
-    made_by["seconds"] = round(sum(json.loads(note[b"seconds"]) for note in notes), 1)
-    made_by["device"] = f"Dask cluster at {scheduler}" if scheduler else f"CPU, {cores} processes"
-    metadata = {"columns": json.dumps(COLUMNS), "provenance": json.dumps(made_by)}
-    predicted = 0
-    with (
-        atomic_write(out) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata), compression="zstd") as writer,
-    ):
-        for file in files:
-            rows = pq.read_table(file, schema=SCHEMA).replace_schema_metadata(metadata)
-            writer.write_table(rows)
-            predicted += rows.num_rows
-    _remove(parts)
+        made_by = pieces.provenance()
+        made_by["device"] = f"Dask cluster at {scheduler}" if scheduler else f"CPU, {cores} processes"
+        predicted = 0
+        notes = {"columns": COLUMNS, "provenance": made_by, "failed": failed}
+        metadata = {key: json.dumps(value) for key, value in notes.items()}
+        with (
+            atomic_write(out) as temporary,
+            pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata), compression="zstd") as writer,
+        ):
+            for name in pieces.names:
+                rows = _rows(pieces.load(name)).replace_schema_metadata(metadata)
+                writer.write_table(rows)
+                predicted += rows.num_rows
     return Screened(predicted, failed)
 
 
-def _resume(parts: Path, label: dict[str, Any]) -> int:
-    """How many chunks an interrupted run has left."""
-    note = parts / NOTE
-    if not note.is_file():
-        if parts.exists() and (not parts.is_dir() or any(parts.iterdir())):
-            raise EcdError(
-                parts, "is in the way: it is no folder of an interrupted run", "Move it, or take another -o."
-            )
-        with atomic_write(note) as temporary:
-            temporary.write_text(json.dumps(label))
-        return 0
-    try:
-        found = json.loads(note.read_text())
-    except ValueError as error:
-        raise EcdError(parts, "is left from an interrupted run and damaged", "Remove it and run again.") from error
-    if found != label:
-        raise EcdError(parts, "holds an interrupted run of other sources, model or version", "Remove it, or repeat it.")
-    return len(list(parts.glob("[0-9]*.parquet")))
-
-
-def _remove(parts: Path) -> None:
-    """Remove what a run has put into its folder."""
-    for file in [*parts.glob("[0-9]*.parquet"), parts / NOTE]:
-        file.unlink()
-    parts.rmdir()
+def _failed(path: Path) -> list[str]:
+    lines: list[str] = json.loads((pq.read_schema(path).metadata or {}).get(b"failed", b"[]"))
+    return lines
 
 
 def load_screened(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 import pandas as pd
 from pymatgen.core import Element, Structure
 
-from ecdlib.base.errors import DAMAGED, EcdError
+from ecdlib.base.errors import DAMAGED, EcdError, check_input
 from ecdlib.crystals.download import AGAIN, MATERIALS_PROJECT, explained, materials_project
 from ecdlib.data.structures import TOO_LARGE, is_crystal_file, parse_structure, structure_text
 from ecdlib.data.tables import load_crystals, load_structures
@@ -155,10 +154,14 @@ def _open(source: str, api_key: str | None, filter: bool, endpoint: str | None) 
     if kind == "hypothetical":
         return _hypothetical(source), False
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder(path), False
-    if not path.is_file():
-        raise EcdError(source, "no such file, folder or source", GRAMMAR)
+    try:
+        check_input(path)
+    except EcdError as error:
+        if error.problem == "no such file":
+            raise EcdError(source, "no such file, folder or source", GRAMMAR) from error
+        raise
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return _table(path), False
     if is_crystal_file(path.name):
@@ -190,7 +193,7 @@ def _checked(source: str, crystals: Crystals, filter: bool) -> Crystals:
 def _candidate(id: str, text: Callable[[], str], source: str, band_gap: Any = None) -> Candidate | Failure:
     try:
         structure = parse_structure(text())
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # UnicodeDecodeError is a ValueError
+    except DAMAGED as error:
         return Failure(id, " ".join(str(error).split()))
     gap = _number(band_gap)
     return Candidate(id, structure, source, {"hypothetical": False} | ({} if gap is None else {"band_gap": gap}))
@@ -208,12 +211,14 @@ def _number(value: Any) -> float | None:
 
 
 def _folder(folder: Path) -> Crystals:
-    for root, folders, files in os.walk(folder):
+    closed: list[OSError] = []
+    for root, folders, files in os.walk(folder, onerror=closed.append):
         folders.sort()
         for name in sorted(files):
             if is_crystal_file(name):
                 path = Path(root) / name
                 yield _candidate(path.relative_to(folder).as_posix(), partial(structure_text, path), "files")
+    yield from (Failure(str(error.filename), f"cannot be opened ({error.strerror})") for error in closed)
 
 
 def _rows(path: Path) -> Iterator[pd.DataFrame | Failure]:

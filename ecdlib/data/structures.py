@@ -7,7 +7,6 @@ import json
 import os
 import re
 import warnings
-import zlib
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
-from ecdlib.base.errors import EcdError
+from ecdlib.base.errors import DAMAGED, EcdError, check_input
 from ecdlib.data.tables import load_structures
+from ecdlib.density.core import misplaced
+from ecdlib.density.io import check_header
 
 PATTERNS = ("*.cif", "*.cif.gz", "*.vasp", "*.vasp.gz", "*.poscar", "*.poscar.gz", "poscar*", "contcar*")
 TOO_LARGE = 20_000_000  #: bytes of one crystal's text
-CLOSE = 0.5  #: Å, atoms nearer than this are an error
-FLAT = 0.1  #: Å, smallest distance of a cell's opposite faces
 MANY = 2000  #: atoms of the largest cell that is taken
 VACUUM = 8.0  #: Å between planes of atoms, beyond which a cell is no bulk crystal
 TIGHT = 0.6  #: of the sum of two covalent radii: atoms nearer than this are suspect
@@ -59,15 +58,21 @@ def _given(source: Any) -> Structure:
     if not isinstance(source, (str, os.PathLike)):
         return _from_ase(source)
     path = Path(source)
-    if not path.exists():
+    try:
+        check_input(path)
+    except EcdError as error:
+        if error.problem != "no such file":
+            raise
         structures = load_structures()
         if str(source) in structures:
             return structures[str(source)]
         remedy = "Check the path; labelled crystals have names like NaCl_225."
-        raise EcdError(source, "no such file, and no labelled crystal of that name", remedy)
-    if not path.is_file():
-        raise EcdError(source, "is no regular file", "Give one file.")
-    if not is_crystal_file(path.name):
+        raise EcdError(source, "no such file, and no labelled crystal of that name", remedy) from error
+    with open(path, "rb") as f:
+        mapping = f.read(100).lstrip().startswith(b"{")
+    if path.suffix.lower() in (".yaml", ".yml"):  # pymatgen would import what it names, as from JSON
+        raise EcdError(source, "is YAML, which is not read", "Give CIF, POSCAR or JSON.")
+    if not (mapping or is_crystal_file(path.name)):
         for read in (Structure.from_file, _read_ase):
             try:
                 with warnings.catch_warnings():
@@ -77,7 +82,9 @@ def _given(source: Any) -> Structure:
                 continue
     try:
         return parse_structure(structure_text(path))
-    except (OSError, EOFError, zlib.error) as error:
+    except ValueError:
+        raise
+    except DAMAGED as error:
         raise ValueError(f"cannot be read ({error})") from error
 
 
@@ -146,10 +153,11 @@ def parse_structure(text: str) -> Structure:
         warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would call them H, He, Li
         try:
             if text.lstrip().startswith("{"):
-                structure = _from_dict(json.loads(text))
-            elif re.search(r"^\s*(data_|loop_|_cell_)", text, re.MULTILINE | re.IGNORECASE):
+                structure = structure_from_json(json.loads(text))
+            elif re.search(r"^[ \t]*(data_|loop_|_cell_)", text, re.MULTILINE | re.IGNORECASE):
                 structure = _from_cif(text)
             else:
+                check_header(text.splitlines())
                 structure = _from_poscar(text)
         except UserWarning as error:
             raise ValueError("names no elements above the numbers of atoms") from error
@@ -181,28 +189,23 @@ def _from_cif(text: str) -> Structure:
     return structure
 
 
-def _from_dict(data: Mapping[str, Any]) -> Structure:
+def structure_from_json(data: Mapping[str, Any]) -> Structure:
+    """Lattice, elements and coordinates of pymatgen's JSON; what else it names is neither imported nor executed."""
     sites = data["sites"]
     species = [{each["element"]: each["occu"] for each in site["species"]} for site in sites]
     return Structure(data["lattice"]["matrix"], species, [site["abc"] for site in sites])
 
 
 def checked(structure: Structure) -> Structure:
-    """The crystal, of plain elements; ValueError if it is disordered, not finite, flat or has overlapping atoms."""
-    matrix, positions = structure.lattice.matrix, structure.frac_coords
-    if not (np.isfinite(matrix).all() and np.isfinite(positions).all()):
-        raise ValueError("holds numbers that are not finite")
+    """The crystal, of plain elements; ValueError if it has no atoms, is disordered or :func:`misplaced`."""
     if not len(structure):
         raise ValueError("holds no atoms")
-    if abs(np.linalg.det(matrix)) < 1e-3 or np.linalg.norm(np.linalg.inv(matrix), axis=0).max() > 1 / FLAT:
-        raise ValueError("its cell vectors span no volume")
     if not structure.is_ordered:
         raise ValueError("is disordered (sites occupied in part or by several elements); an ordered cell is needed")
     elements = [getattr(site.specie, "element", site.specie) for site in structure]
     if not all(isinstance(element, Element) for element in elements):
         raise ValueError("holds something that is no element")
-    plain = Structure(Lattice(matrix), [Element.from_Z(e.Z) for e in elements], positions)  # deuterium is hydrogen
-    close = plain.get_neighbor_list(CLOSE, exclude_self=True)[3]
-    if len(close):
-        raise ValueError(f"has atoms only {close.min():.2f} Å apart")
-    return plain
+    if problem := misplaced(structure.lattice.matrix, structure.frac_coords):
+        raise ValueError(problem)
+    plain = [Element.from_Z(element.Z) for element in elements]  # deuterium is hydrogen
+    return Structure(Lattice(structure.lattice.matrix), plain, structure.frac_coords)

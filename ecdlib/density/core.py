@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,11 +13,20 @@ import numpy as np
 import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Element, Lattice, Structure
+from scipy.spatial import cKDTree
 
 from ecdlib.base.errors import EcdError
 
 Floats = NDArray[np.floating[Any]]
+CLOSE = 0.5  #: Å, atoms nearer than this are an error
+LONGEST = 1000  #: Å, of a cell vector
+FLAT = 0.1  #: Å, smallest distance of a cell's opposite faces
+MOST_VOXELS = 2**26  #: of a grid (about 400³): reading takes up to 1.5 GB for them
+FAR = 1000  #: cells, beyond which a fractional coordinate is an error
 SYMPREC = 0.01  #: Å, within which atoms of a crystal structure count as equivalent
+
+
+os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it prints dozens of lines where it finds no symmetry
 
 
 def symmetry_dataset(cell: Any, symprec: float) -> Any:
@@ -185,3 +196,47 @@ class ChargeDensity:
         grid = "x".join(map(str, self.shape))
         size = f"{self.volume:.2f} Å³, {self.n_electrons:.3f} electrons"
         return f"ChargeDensity({self.name}: {self.formula}, {grid}, {size})"
+
+
+def misplaced(lattice: Floats, positions: Floats) -> str:
+    """What is wrong with a cell and the fractional coordinates of its atoms; empty if nothing is.
+
+    Example:
+        >>> misplaced(4 * np.eye(3), np.array([[0, 0, 0], [0, 0, 0.9]]))
+        'has atoms only 0.40 Å apart'
+    """
+    if not (np.isfinite(lattice).all() and np.isfinite(positions).all()):
+        return "holds numbers that are not finite"
+    heights = 1 / np.maximum(np.linalg.norm(np.linalg.pinv(lattice), axis=0), 1e-12)  # between opposite faces, Å
+    volume = float(abs(np.linalg.det(lattice)))
+    if volume < 1e-3 or heights.min() < FLAT:
+        return "its cell vectors span no volume"
+    if (longest := float(np.linalg.norm(lattice, axis=1).max())) > LONGEST:
+        return f"has a cell vector of {longest:.3g} Å"
+    if not len(positions):
+        return ""
+    if np.abs(positions).max() > FAR:
+        return f"has atoms more than {FAR} cells away"
+    if len(positions) > 1000 and volume / len(positions) < CLOSE**3 / 2**0.5:  # the densest packing of spheres
+        return f"has atoms less than {CLOSE} Å apart"
+    nearest = _nearest(lattice, positions - np.floor(positions), CLOSE / heights)
+    return f"has atoms only {nearest:.2f} Å apart" if nearest < CLOSE else ""
+
+
+def _nearest(lattice: Floats, positions: Floats, margin: Floats) -> float:
+    """Smallest distance of two atoms or their images, Å, within ``margin`` (fractions) around the cell."""
+    images = itertools.product(*(range(-int(np.ceil(m)), int(np.ceil(m)) + 1) for m in margin))
+    moved = [positions + image for image in images if any(image)]
+    around = np.concatenate([p[((p > -margin) & (p < 1 + margin)).all(1)] for p in moved])
+    points = np.concatenate([positions, around]) @ lattice
+    return float(cKDTree(points).query(points[: len(positions)], k=2)[0][:, 1].min()) if len(points) > 1 else np.inf
+
+
+def check_atoms(density: ChargeDensity) -> None:
+    """Refuse a density whose atoms or cell cannot be.
+
+    Raises:
+        EcdError: see :func:`misplaced`.
+    """
+    if problem := misplaced(density.lattice, density.positions):
+        raise EcdError(density.name, problem, "Check lattice and coordinates in the file's header (units: Å).")

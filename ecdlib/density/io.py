@@ -7,50 +7,68 @@ import gzip
 import lzma
 import os
 import re
-import shutil
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from pymatgen.core import Element
-from pymatgen.io.vasp import Chgcar, Poscar
-from pymatgen.io.vasp.inputs import BadPoscarWarning
 
-from ecdlib.base.errors import EcdError, atomic_write
-from ecdlib.density.core import ChargeDensity, VaspBlocks
+from ecdlib.base.arrays import read_arrays
+from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input, told_as
+from ecdlib.density.core import MOST_VOXELS, ChargeDensity, Floats, VaspBlocks, check_atoms
+from ecdlib.density.numbers import NumbersFile, Surplus
 from ecdlib.density.store import DensityStore, load_density
 from ecdlib.density.valence import read_potcar
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+#: Bytes of a file when it is unpacked.
+UNPACKED_LIMIT = 4_000_000_000
+MOST_ATOMS = 10_000
 Source = str | os.PathLike[str]
 
 
+def packing(path: Source) -> str:
+    """The suffix of a compressed file, in lower case; empty for another."""
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in OPENERS else ""
+
+
 @contextmanager
-def _plain(path: Path) -> Iterator[Path]:
-    """Path of the decompressed file: parsing a compressed stream directly is 20 times slower."""
-    if not path.is_file():
-        raise EcdError(path, "no such file", "Check the path.")
-    if path.stat().st_size == 0:
-        raise EcdError(path, "the file is empty", "Write or copy it again.")
-    if path.suffix not in OPENERS:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / path.stem
-        try:
-            with OPENERS[path.suffix](path) as source, open(target, "wb") as sink:
-                shutil.copyfileobj(source, sink)
-        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # the disk, not the file
-                raise EcdError(path, f"cannot be unpacked ({error})", "Free space in the temporary folder.") from error
-            raise EcdError(path, "the compressed file is damaged or cut off", "Copy it again.") from error
-        yield target
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """A file's content, unpacked on the way, and the bytes that it can have at most.
+
+    Raises:
+        EcdError: it cannot be read, or the compressed stream is damaged.
+    """
+    size = check_input(path).stat().st_size
+    packed = packing(path)
+    try:
+        with OPENERS[packed](path) if packed else open(path, "rb") as stream:
+            yield stream, UNPACKED_LIMIT if packed else size
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the disk, not the file
+            raise EcdError(path, f"cannot be read ({error})", "Check the disk, or copy it again.") from error
+        raise EcdError(path, "the compressed file is damaged or cut off", "Copy it again.") from error
+
+
+def _check_counts(shape: tuple[int, ...], atoms: int, most_numbers: int) -> None:
+    """Refuse counts of a header before memory is taken for them; ``most_numbers`` are all that the file can hold."""
+    if not 1 <= atoms <= MOST_ATOMS:
+        raise ValueError(f"a header with {atoms} atoms, of 1 to {MOST_ATOMS}")
+    if min(shape) < 2:
+        raise ValueError(f"a grid of {'x'.join(map(str, shape))}, which needs at least 2 voxels a side")
+    voxels = int(np.prod(np.array(shape, dtype=object)))
+    if voxels > most_numbers:
+        raise ValueError(f"a grid of {'x'.join(map(str, shape))}, more than the file can hold")
+    if voxels > MOST_VOXELS:
+        raise ValueError(f"a grid of {'x'.join(map(str, shape))}, larger than {MOST_VOXELS} voxels (about 400³)")
 
 
 def check_electrons(density: ChargeDensity) -> ChargeDensity:
@@ -74,71 +92,165 @@ def check_electrons(density: ChargeDensity) -> ChargeDensity:
     return density
 
 
-def _numbers_of_first_block(path: Path) -> int:
-    """Numbers (with a decimal point) that follow the grid of a CHGCAR; with spin those of the moments, too."""
-    with open(path, "rb") as f:
-        f.readline()  # the comment may be empty
-        while f.readline().strip():
-            pass
-        while not f.readline().strip():  # the grid itself
-            pass
-        count = 0
-        for line in f:
-            if b"." not in line and line.strip():  # the next block's grid
+class GridError(ValueError):
+    """Numbers that do not fit the grid."""
+
+
+def check_header(lines: list[str]) -> int:
+    """Check the counts in the header of a POSCAR or CHGCAR before memory is taken for them.
+
+    Returns:
+        Number of lines, from the start, that hold it.
+
+    Raises:
+        ValueError: no numbers of atoms, or such as fit neither the species nor the lines with positions.
+    """
+    words = [line.split("#")[0].split() for line in lines[5 : 5 + MOST_ATOMS + 50]]
+    kinds = [bool(row) and all(word.isascii() and word.isdigit() for word in row) for row in words]
+    first = kinds.index(True) if True in kinds[:11] else len(words)
+    last = first + kinds[first:].index(False) if False in kinds[first:] else len(words)
+    symbols = list(chain.from_iterable(words[:first]))
+    counts = [int(word) for word in chain.from_iterable(words[first:last])]
+    selective = bool(words[last:] and words[last] and words[last][0][0] in "sS")
+    places = list(takewhile(bool, words[last + 1 + selective :]))
+    if not counts:
+        raise ValueError("no numbers of atoms in the header")
+    if symbols and len(symbols) != len(counts):
+        raise ValueError(f"{len(symbols)} species with {len(counts)} numbers of atoms")
+    if min(counts) < 1 or sum(counts) > len(places):
+        raise ValueError(f"{len(places)} positions for {sum(counts)} atoms")
+    if any(len(line.split()) != 3 for line in lines[2:5]) or len(lines[1].split()) != 1:
+        raise ValueError("the header needs a scale and three vectors of three numbers")
+    return 5 + last + 1 + selective + sum(counts)
+
+
+def _header(text: NumbersFile) -> Any:
+    """pymatgen's ``Poscar`` of the header of a CHGCAR; ValueError if its counts contradict each other."""
+    from pymatgen.io.vasp.inputs import Poscar  # slow to import
+
+    lines: list[str] = []
+    while (line := text.line()) is not None and (line.strip() or not lines):
+        lines.append(line)
+        if len(lines) > MOST_ATOMS + 50:
+            raise ValueError(f"no empty line after the atoms within {len(lines)} lines")
+    if check_header(lines) != len(lines) or line is None:
+        raise ValueError("more positions than atoms, or no empty line after them")
+    return Poscar.from_str("\n".join(lines), read_velocities=False)
+
+
+def _blocks(text: NumbersFile, atoms: int) -> tuple[list[Floats], list[dict[int, Any]]]:
+    """Grids of a CHGCAR after its header, and the augmentation occupancies of each; nothing else may be there.
+
+    VASP writes for each grid three numbers of voxels, the values with x fastest, and occupancies; before the second
+    grid and those after it the moments of the atoms.
+    """
+    grids: list[Floats] = []
+    occupancies: list[dict[int, Any]] = []
+    moments = 0
+    while (line := text.line()) is not None:
+        words = line.split()
+        if not words:
+            continue
+        if line.lstrip().startswith("augmentation occupancies") and grids and not moments:
+            atom, n = int(words[-2]), int(words[-1])
+            if not (1 <= atom <= atoms and 0 < n <= text.most_numbers):
+                raise ValueError(f"{n} augmentation occupancies of atom {atom}")
+            values: Any = text.numbers(n)
+            if "imaginary" in line:
+                values = occupancies[-1][atom] + 1j * values
+            elif atom in occupancies[-1]:
+                raise ValueError(f"augmentation occupancies of atom {atom} twice")
+            occupancies[-1][atom] = values
+        elif len(words) == 3 and all(word.isascii() and word.isdigit() for word in words):
+            nx, ny, nz = map(int, words)
+            _check_counts((nx, ny, nz), atoms, text.most_numbers)
+            if grids and moments not in (0, atoms, 3 * atoms):
+                raise _too_many(grids[-1].shape)
+            if grids and (nx, ny, nz) != grids[0].shape:
+                raise GridError(f"blocks of different grids {sorted({(nx, ny, nz), grids[0].shape})}")
+            try:
+                grids.append(text.numbers(nx * ny * nz).reshape((nx, ny, nz), order="F"))
+            except Surplus as error:
+                raise _too_many((nx, ny, nz)) from error
+            occupancies.append({})
+            moments = 0
+        elif grids and all(_is_number(word) for word in words):
+            moments += len(words)
+            if moments > 3 * atoms:
                 break
-            if line.startswith(b"augmentation"):
-                break
-            count += line.count(b".")
-    return count
+        else:
+            raise ValueError(f"unexpected text {line.strip()[:40]!r}")
+    if not grids:
+        raise ValueError("no grid after the atoms")
+    if moments:
+        raise _too_many(grids[-1].shape)
+    if len(grids) not in (1, 2, 4):
+        raise GridError(f"holds {len(grids)} grids, not 1, 2 (spin) or 4 (non-collinear)")
+    return grids, occupancies
+
+
+def _too_many(shape: tuple[int, ...]) -> GridError:
+    return GridError(f"holds more numbers than its grid of {'x'.join(map(str, shape))}")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return bool(np.isfinite(float(word)))
+    except ValueError:
+        return False
 
 
 def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
-    """Read a VASP CHGCAR (plain, .gz, .bz2 or .xz; non-spin, collinear, non-collinear), parsed by pymatgen.
+    """Read a VASP CHGCAR (plain, .gz, .bz2 or .xz; non-spin, collinear, non-collinear).
 
     Spin densities and augmentation occupancies are kept in ``density.vasp``, so that writing gives them back. A POTCAR
     or POTCAR.spec beside the file says the valence and the potentials, if it has all the elements. A file that was
-    written here says in its first line if its density is not VASP's.
+    written here says in its first line if its density is not VASP's. Every number of the file is counted; Fortran's
+    exponents of three digits (``0.69880420394-101``) are read as what they mean.
 
     Raises:
         EcdError: missing, empty, truncated or malformed file, or values that do not fit the header.
     """
     path = Path(path)
-    with _plain(path) as plain, warnings.catch_warnings():
+    with _opened(path) as (stream, size), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen's remarks on POSCAR style
         warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would call them H, He, Li
         try:
-            chgcar = Chgcar.from_file(str(plain))
-        except BadPoscarWarning as error:
+            text = NumbersFile(stream, size)
+            poscar = _header(text)
+            grids, occupancies = _blocks(text, len(poscar.structure))
+        except UserWarning as error:
             remedy = "Write their symbols into the line above the numbers of atoms."
             raise EcdError(path, "unknown species: the header names no elements", remedy) from error
+        except GridError as error:
+            remedy = "Correct the grid in the line below the atoms, or copy the file again."
+            raise EcdError(path, str(error), remedy) from error
+        except (EOFError, lzma.LZMAError, zlib.error, OSError, EcdError):
+            raise
         except Exception as error:  # pymatgen raises many kinds; each means the same to the user
             detail = re.sub(r"\s+", " ", str(error))[:120]
             raise EcdError(
                 path, f"is not a complete CHGCAR ({detail})", "Copy it again, or let VASP finish writing it."
             ) from error
-        numbers = _numbers_of_first_block(plain)
-    shapes = {np.shape(block) for block in chgcar.data.values()}
-    if len(shapes) > 1:
-        raise EcdError(path, f"blocks of different grids {sorted(shapes)}", "Write the file again with one NGXF grid.")
-    structure = chgcar.structure
+    structure = poscar.structure
     if not structure.volume > 1e-3:
         raise EcdError(path, "the cell vectors span no volume", "Check the lattice in the file's header (units: Å).")
-    blocks = VaspBlocks({k: v for k, v in chgcar.data.items() if k != "total"}, dict(chgcar.data_aug or {}))
+    names = {1: ("total",), 2: ("total", "diff"), 4: ("total", "diff_x", "diff_y", "diff_z")}[len(grids)]
+    spin = dict(zip(names[1:], grids[1:], strict=True))
+    augmentation = dict(zip(names, occupancies, strict=True)) if any(occupancies) else {}
     density = ChargeDensity(
-        np.asarray(chgcar.data["total"]) / structure.volume,
+        np.divide(grids[0], structure.volume, order="C"),
         structure.lattice.matrix,
         tuple(site.specie.symbol for site in structure),
         structure.frac_coords,
         path.name,
-        convention or _stated_convention(chgcar.poscar.comment),
+        convention or _stated_convention(poscar.comment),
         (f"read {path.name}",),
     )
-    if numbers > density.values.size and numbers != density.values.size + len(structure):  # pymatgen skips the rest
-        what = f"holds {numbers} numbers for a grid of {'x'.join(map(str, density.shape))}"
-        raise EcdError(path, what, "Correct the grid in the line below the atoms, or copy the file again.")
     potcar = read_potcar(path.parent, density.species) or {}
-    density = replace(density, vasp=blocks, valence={e: n for e, (_, n) in potcar.items()} or None)
-    if convention or _CONVENTION in chgcar.poscar.comment:  # not of VASP
+    stated = {e: n for e, (_, n) in potcar.items()} or None
+    density = replace(density, vasp=VaspBlocks(spin, augmentation), valence=stated)
+    if convention or _CONVENTION in poscar.comment:  # not of VASP
         return density
     return replace(density, potentials={e: title for e, (title, _) in potcar.items()})
 
@@ -155,38 +267,82 @@ def read_aeccar(core: Source, valence: Source) -> ChargeDensity:
     return check_electrons(b.step(f"+ {a.name}", values=a.values + b.values, convention="all-electron"))
 
 
-def read_cube_density(path: Source, convention: str | None = None) -> ChargeDensity:
-    """Read a Gaussian cube file (e/bohr³ -> e/Å³), plain or compressed, parsed by ASE.
+def _cube_header(text: NumbersFile) -> tuple[list[list[float]], str, str]:
+    """Rows of numbers of a cube's header (origin, three of voxels, atoms) and its two lines of comment."""
+    first, second = text.line(), text.line()
+    rows: list[list[float]] = []
+    for i in range(4):
+        rows.append([float(word) for word in (text.line() or "").split()])
+        if len(rows[-1]) not in ((4, 5) if i == 0 else (4,)) or rows[-1][0] != int(rows[-1][0]):
+            raise ValueError("no count and three numbers in each line of the header")
+    atoms = int(rows[0][0])
+    if atoms < 0 or rows[0][4:] not in ([], [1.0]):
+        raise CubeError("holds orbitals, not a density", "Write the total density as a cube of one value a voxel.")
+    if min(row[0] for row in rows[1:4]) < 0:
+        raise CubeError("has a negative number of voxels", "Write it with lengths in bohr, which are positive numbers.")
+    _check_counts(tuple(int(row[0]) for row in rows[1:4]), atoms, text.most_numbers)
+    for _ in range(atoms):
+        rows.append([float(word) for word in (text.line() or "").split()])
+        if len(rows[-1]) != 5 or rows[-1][0] != int(rows[-1][0]) or not 0 <= rows[-1][0] <= 118:
+            raise ValueError("an atom's line needs its atomic number, charge and three coordinates")
+    if not np.isfinite(list(chain.from_iterable(rows))).all():
+        raise ValueError("numbers in the header that are not finite")
+    return rows, first or "", second or ""
 
-    The second number of an atom's line says its valence, where it is neither 0 nor the atomic number.
+
+class CubeError(EcdError):
+    """A sound cube file of something else."""
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__("", problem, remedy)
+
+
+def read_cube_density(path: Source, convention: str | None = None) -> ChargeDensity:
+    """Read a Gaussian cube file (e/bohr³ -> e/Å³), plain or compressed.
+
+    The second number of an atom's line says its valence, where it is neither 0 nor the atomic number. As in ASE, a
+    second comment that names the order of the loops (``OUTER LOOP: X, ...``) is followed, and a file of castep2cube
+    ends each axis with its first voxel again.
 
     Raises:
-        EcdError: missing, truncated or malformed file.
+        EcdError: missing, truncated or malformed file, or one of orbitals.
     """
-    from ase.data import atomic_numbers
-    from ase.io.cube import read_cube  # ase is slow to import
-    from ase.units import Bohr
+    from ase.units import Bohr  # ase is slow to import
 
     path = Path(path)
-    with _plain(path) as plain:
+    with _opened(path) as (stream, size):
         try:
-            with open(plain) as f:
-                cube = read_cube(f)
-            atoms, species = cube["atoms"], tuple(cube["atoms"].symbols)
-            with open(plain) as f:
-                comment = f.readline()
-                header = [f.readline().split() for _ in range(5 + len(species))][5:]
-            charges = {s: float(line[1]) for s, line in zip(species, header, strict=True)}
-            whole = {e: round(n) for e, n in charges.items() if abs(n - round(n)) < 1e-3}  # no partial charges
-            positions = np.linalg.solve(atoms.cell[:].T, (atoms.positions - np.asarray(cube["origin"])).T).T
+            text = NumbersFile(stream, size)
+            rows, comment, second = _cube_header(text)
+            shape = tuple(int(row[0]) for row in rows[1:4])
+            data = text.numbers(int(np.prod(shape))).reshape(shape)
+            while (line := text.line()) is not None:
+                if line.strip():
+                    raise ValueError("more numbers than voxels")
+            inclusive = "castep2cube" in second
+            if "OUTER LOOP" in second.upper():
+                data = data.transpose(["XYZ".index(word[0]) for word in second.upper().split()[2::3]])
+            data = data[:-1, :-1, :-1] if inclusive else data
+            cell = np.array([(row[0] - inclusive) * np.array(row[1:]) for row in rows[1:4]]) * Bohr
+            species = tuple(Element.from_Z(int(row[0])).symbol if row[0] else "X" for row in rows[4:])
+            places = (np.array([row[2:] for row in rows[4:]]) - rows[0][1:4]) * Bohr
+            positions = np.linalg.solve(cell.T, places.T).T
+        except CubeError as error:
+            raise EcdError(path, error.problem, error.remedy) from error
         except (ValueError, IndexError, OverflowError, np.linalg.LinAlgError) as error:
-            raise EcdError(path, "is not a complete cube file", "Copy it again, or write it again.") from error
-    stated = len(whole) == len(charges) and all(
-        0 < n < atomic_numbers[e] or n == atomic_numbers[e] <= 2 for e, n in whole.items()
-    )
+            detail = re.sub(r"\s+", " ", str(error))[:120]
+            raise EcdError(
+                path, f"is not a complete cube file ({detail})", "Copy it again, or write it again."
+            ) from error
+    charges = {s: row[1] for s, row in zip(species, rows[4:], strict=True)}
+    whole = {
+        e: round(n) for e, n in charges.items() if abs(n) < 1000 and abs(n - round(n)) < 1e-3
+    }  # no partial charges
+    numbers = {s: int(row[0]) for s, row in zip(species, rows[4:], strict=True)}
+    stated = len(whole) == len(charges) and all(0 < n < numbers[e] or n == numbers[e] <= 2 for e, n in whole.items())
     return ChargeDensity(
-        np.asarray(cube["data"]) / Bohr**3,
-        atoms.cell[:],
+        data / Bohr**3,
+        cell,
         species,
         positions,
         path.name,
@@ -203,17 +359,39 @@ def read_npz(path: Source) -> ChargeDensity:
         EcdError: missing or damaged file, or keys other than rho, cell, positions, numbers.
     """
     path = Path(path)
-    with _plain(path) as plain:
+    with _opened(path) as (stream, size):
         try:
-            with open(plain, "rb") as f, np.load(f, allow_pickle=False) as z:  # np.load leaves a damaged file open
-                values, numbers = z["rho"], z["numbers"]
-                cell, positions = z["cell"].astype(np.float64), z["positions"].astype(np.float64)
-                convention = str(z["convention"]) or None if "convention" in z else None
+            with _sought(stream, size) if packing(path) else nullcontext(stream) as sought:
+                z = read_arrays(sought)
+            values, numbers = z["rho"], z["numbers"]
+            cell, positions = z["cell"].astype(np.float64), z["positions"].astype(np.float64)
+            convention = str(z["convention"]) or None if "convention" in z else None
+            if values.ndim == 3:  # what else it may be is said below
+                _check_counts(values.shape, len(numbers) or 1, values.size)
             species = tuple(Element.from_Z(int(n)).symbol for n in numbers)
-        except Exception as error:  # numpy, zipfile and zlib raise many kinds; each means the same to the user
-            remedy = "It needs the arrays rho, cell, positions, numbers; if it had them, copy it again."
-            raise EcdError(path, "is not a density .npz", remedy) from error
+        except (EOFError, lzma.LZMAError, zlib.error) as error:
+            if packing(path):
+                raise
+            raise _no_npz(path) from error
+        except DAMAGED as error:
+            raise _no_npz(path) from error
     return ChargeDensity(values, cell, species, positions, path.name, convention, (f"read {path.name}",))
+
+
+def _no_npz(path: Path) -> EcdError:
+    remedy = "It needs the arrays rho, cell, positions, numbers; if it had them, copy it again."
+    return EcdError(path, "is not a density .npz", remedy)
+
+
+@contextmanager
+def _sought(stream: IO[bytes], size: int) -> Iterator[IO[bytes]]:
+    """A copy of an unpacked stream in which one can seek, in a file without a name, of which nothing can stay."""
+    with tempfile.TemporaryFile() as copy:
+        while piece := stream.read(2**20):
+            copy.write(piece)
+            if copy.tell() > size:
+                raise ValueError("too large when unpacked")
+        yield copy
 
 
 def read_density(source: Source) -> ChargeDensity:
@@ -231,21 +409,27 @@ def read_density(source: Source) -> ChargeDensity:
         file, name = text.split("::", 1)
         return DensityStore(file)[name]
     path = Path(text)
-    if "+" in text and not path.exists():
+    if "+" in text and not _exists(path):
         core, valence = text.split("+", 1)
         return read_aeccar(core, valence)
-    if not path.exists() and re.fullmatch(r"[A-Za-z0-9().]+_\d+", text):
+    if not _exists(path) and re.fullmatch(r"[A-Za-z0-9().]+_\d+", text):
         return load_density(text)
-    if path.suffix == ".h5" and path.is_file():
+    check_input(path)
+    if path.suffix == ".h5":
         raise EcdError(path, "is a store of several crystals", f"Name one: {path}::NAME")
-    stem = path.stem if path.suffix in OPENERS else path.name
+    stem = path.stem if packing(path) else path.name
     readers: dict[str, Any] = {".npz": read_npz, ".cube": read_cube_density, ".cub": read_cube_density}
+    with told_as(path, path.name):
+        density = readers.get(Path(stem).suffix.lower(), read_chgcar)(path)
+        check_atoms(density)
+        return check_electrons(density)
+
+
+def _exists(path: Path) -> bool:
     try:
-        return check_electrons(readers.get(Path(stem).suffix, read_chgcar)(path))
-    except EcdError as error:
-        if error.source != path.name:
-            raise
-        raise EcdError(path, error.problem, error.remedy) from error  # many folders hold a CHGCAR: the whole path
+        return path.exists()
+    except (OSError, ValueError):  # no permission, too long a name
+        return False
 
 
 #: How the comment line of a file that was written here says which convention its density has.
@@ -274,6 +458,8 @@ def write_chgcar(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
+    from pymatgen.io.vasp.outputs import Chgcar  # slow to import
+
     blocks = density.vasp or VaspBlocks({}, {})
     order = np.argsort(density.species, kind="stable") if density.vasp is None else np.arange(len(density.species))
     structure = density.structure
@@ -324,6 +510,8 @@ def write_poscar(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
+    from pymatgen.io.vasp.inputs import Poscar  # slow to import
+
     with atomic_write(path) as temporary:
         text = Poscar(density.structure, comment=" ".join(density.name.split())).get_str(significant_figures=12)
         temporary.write_text(text, encoding="utf-8")
@@ -335,10 +523,10 @@ def writer(path: Source) -> Callable[[ChargeDensity, Source], None]:
     Raises:
         EcdError: a compressed format or a store.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix in (".h5", ".hdf5"):
         raise EcdError(path, "is the name of a store", "Write a CHGCAR, cube or npz; `ecd convert` writes stores.")
-    if suffix in OPENERS:
+    if packing(path):
         raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
     if Path(path).name.startswith("POSCAR"):
         return write_poscar

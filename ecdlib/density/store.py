@@ -27,6 +27,7 @@ import copy
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -39,9 +40,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pymatgen.core import Element
 
-from ecdlib.base.errors import EcdError, atomic_write
-from ecdlib.base.resources import data_file
-from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input
+from ecdlib.base.resources import data_file, load_manifest, sha256
+from ecdlib.density.core import MOST_VOXELS, ChargeDensity, Floats
 
 Ints = NDArray[np.integer[Any]]
 
@@ -132,8 +133,10 @@ def _intact(path: Path, size: int, modified: int) -> bool:
     The bundled stores have no seal: their hash stands in the manifest.
     """
     with open(path, "rb") as f:
-        head = f.read(_SEAL)
-        return head.startswith(b"\x89HDF") or head == _seal(hashlib.file_digest(f, "sha256").hexdigest())
+        if f.read(_SEAL).startswith(b"\x89HDF"):
+            return sha256(path) in {entry["sha256"] for entry in load_manifest().values()}
+        f.seek(0)
+        return f.read(_SEAL) == _seal(hashlib.file_digest(f, "sha256").hexdigest())
 
 
 class DensityStore:
@@ -151,9 +154,7 @@ class DensityStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise EcdError(self.path, "no such store", "Give the path of an .h5 file written by this library.")
+        self.path = check_input(path)
         try:
             stat = self.path.stat()
             if not _intact(self.path, stat.st_size, stat.st_mtime_ns):
@@ -178,7 +179,7 @@ class DensityStore:
                     },
                     index=pd.Index(h["name"].asstr()[:], name="name"),
                 )
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except DAMAGED as error:
             raise EcdError(self.path, "is not a readable density store", "Fetch or write it again.") from error
         self._row = {name: i for i, name in enumerate(self.table.index)}
 
@@ -220,6 +221,8 @@ class DensityStore:
         try:
             with h5py.File(self.path) as h:
                 grid, cell = tuple(map(int, h["grid"][i])), h["cell"][i]
+                if not 0 < math.prod(grid) <= MOST_VOXELS or min(grid) < 2:
+                    raise ValueError("grid")
                 rotations, translations = part("op", "rotations"), part("op", "translations")
                 positions, numbers = part("atom", "positions"), part("atom", "numbers")
                 values = part("value", "values")
@@ -227,7 +230,7 @@ class DensityStore:
             if len(first) != len(values):
                 raise ValueError("number of values")
             species = tuple(Element.from_Z(int(z)).symbol for z in numbers)
-        except (OSError, KeyError, ValueError, IndexError) as error:
+        except DAMAGED as error:
             remedy = "Fetch or write the store again."
             raise EcdError(f"{self.path}::{name}", "this entry is damaged", remedy) from error
         return ChargeDensity(values[orbit].reshape(grid), cell, species, positions, name, self.convention)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Element
 from scipy.interpolate import CubicSpline
 
-from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input
 from ecdlib.base.resources import data_file, read_once
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
@@ -37,6 +37,9 @@ SMOOTHING = 0.3
 WAVES = 16.0
 #: Width, Å, of the function that a calibration adds to a form factor.
 CALIBRATION_WIDTH = 0.25
+POTCAR_LIMIT = 20_000_000  #: characters of a POTCAR that are read: 50 elements have fewer
+#: Of two valences that a count fits, the nearer is taken if the other is this many times as far from free atoms.
+NEXT = 1.5
 #: ``"gpaw"``: the valence of GPAW's standard sets, that of the bundled densities; ``"chemical"``: ns and (n-1)d for
 #: groups 1 to 12, ns and np beyond (Na 1, Fe 8, Zn 12, In 3, Pb 4). Where GPAW ships no set, as of its neighbours:
 #: lanthanides 11 and chemically 3 (Eu and Yb 10 and 2), their 4f shell is core; of actinides 5f is valence in both.
@@ -181,7 +184,8 @@ def recognize(density: ChargeDensity) -> Valence:
     if "smoothed" in convention:
         raise EcdError(density.name, f"is converted already ({convention})", "Convert the original.")
     if convention.startswith("gpaw-"):
-        found = _counted(density, elements, ("gpaw-",), standard="alternative" not in convention)
+        fits = _counted(density, elements, ("gpaw-",), standard="alternative" not in convention)
+        found = fits[0] if len(fits) == 1 else _nearest(density, fits, gpaw=True)[0]
         if density.valence is not None and any(density.valence.get(e) != n for e, n in found.items()):
             what = (
                 f"is of GPAW's sets with {', '.join(f'{e}={n}' for e, n in found.items())}, another valence is stated"
@@ -192,7 +196,10 @@ def recognize(density: ChargeDensity) -> Valence:
     if density.valence is not None:
         return _stated(density, elements, dict(density.valence), potentials)
     families = ("vasp-", "gpaw-") if potentials is not None else ("",)
-    return Valence(_counted(density, elements, families), False, "its number of electrons", potentials)
+    fits = _counted(density, elements, families)
+    if len(fits) == 1:
+        return Valence(fits[0], False, "its number of electrons", potentials)
+    return Valence(*_nearest(density, fits), potentials)
 
 
 def _all_electron(density: ChargeDensity, what: str) -> EcdError:
@@ -202,8 +209,8 @@ def _all_electron(density: ChargeDensity, what: str) -> EcdError:
 
 def _counted(
     density: ChargeDensity, elements: list[str], families: tuple[str, ...], standard: bool = False
-) -> dict[str, int]:
-    """The one combination of known sets that the number of electrons fits.
+) -> list[dict[str, int]]:
+    """The combinations of known sets that the number of electrons fits, at least one.
 
     Args:
         families: beginnings of the names of those that may be. Where they have none of an element, whole shells.
@@ -222,17 +229,74 @@ def _counted(
     if everything and fits and "vasp-" not in families and not standard and max(density.numbers) > 2:
         what = f"{count}, all that {density.formula} has: an all-electron density, or the valence {ways}"
         raise EcdError(density.name, what, f"If it is no all-electron density: --valence {ways}.")
-    if len(fits) == 1:
-        return fits[0]
     if fits:
-        remedy = f"Say which: --valence {ways} (or put the POTCAR beside the file)."
-        raise EcdError(density.name, f"{count}, which fits several valences", remedy)
+        return fits
     if everything:
         raise _all_electron(density, f"{count}, all that {density.formula} has: an all-electron density")
     lists = ", ".join(f"{e} {' or '.join(map(str, c))}" for e, c in zip(elements, choices, strict=True))
     remedy = "Is it a spin, partial or difference density, or a charged cell? If none of these: --valence "
     what = f"{count}, which fits no known valence ({lists})"
     raise EcdError(density.name, what, remedy + ",".join(f"{e}=N" for e in elements) + ".")
+
+
+def _nearest(
+    density: ChargeDensity, fits: list[dict[str, int]], gpaw: bool = False
+) -> tuple[dict[str, int], bool, str]:
+    """Of several valences the one by which the density, converted, is nearest to superposed free atoms.
+
+    A shell that is added or removed by mistake stands out: the wrong ones are several times further away.
+
+    Returns:
+        Valence electrons, ``gpaw`` and how they are known, for a :class:`Valence`.
+
+    Raises:
+        EcdError: the next one is less than :data:`NEXT` times as far away.
+    """
+    distance = superposed_distances(density, fits, gpaw)
+    (first, best), (second, other) = sorted(enumerate(distance), key=lambda item: item[1])[:2]
+    written = [",".join(f"{e}={n}" for e, n in fit.items()) for fit in fits]
+    if other < NEXT * best:
+        what = f"holds {density.n_electrons:.4g} electrons, which fits several valences equally well"
+        remedy = f"Say which: --valence {' or '.join(written)} (or put the POTCAR beside the file)."
+        raise EcdError(density.name, what, remedy)
+    how = f"its number of electrons and its shape: {100 * best:.3g} % from free atoms"
+    return fits[first], gpaw, f"{how}, {written[second]} would be {100 * other:.3g} %"
+
+
+def superposed_distances(
+    density: ChargeDensity, valences: list[dict[str, int]], gpaw: bool = False, smoothing: float = 0.3
+) -> list[float]:
+    """How far a density is from superposed free atoms if its valence is this or that.
+
+    It is converted to our convention and smoothed; the distance is the rms of the difference over that of the atoms'
+    density, both without their means (see :func:`apart`).
+
+    Args:
+        valences: by element.
+        gpaw: see :func:`change_of_form_factor`.
+        smoothing: standard deviation of the Gaussian, Å.
+    """
+    waves, wavenumbers = _Waves(density), _form_factors()[1]
+    length = np.minimum(np.sqrt(waves.squared), wavenumbers[-1])
+    phases = {e: waves.phases(e) for e in dict.fromkeys(density.species)}
+    atoms = sum((atomic_form_factor(e, "gpaw")(length) * phase for e, phase in phases.items()), np.zeros(()))
+    weight = np.where(waves.modes[2] > 0, 2.0, 1.0) * waves.gaussian(smoothing) ** 2  # of a pair one is there
+    weight[0, 0, 0] = 0.0
+    for axis, n in enumerate(density.shape):
+        if n % 2 == 0:  # waves at the edge of the grid
+            weight.swapaxes(0, axis)[n // 2] = 0.0
+    changes: dict[tuple[str, int], Any] = {}
+    spectrum, distances = waves.spectrum(), []
+    for valence in valences:
+        converted = spectrum.copy()
+        for e, n in valence.items():
+            if (e, n) not in changes:
+                change = change_of_form_factor(e, n, "gpaw", gpaw)
+                changes[e, n] = CubicSpline(wavenumbers, change)(length) * phases[e]
+            converted += changes[e, n]
+        missed = (np.abs(converted - atoms) ** 2 * weight).sum() / (np.abs(atoms) ** 2 * weight).sum()
+        distances.append(float(np.sqrt(missed)))
+    return distances
 
 
 def parse_valence(text: str) -> dict[str, int]:
@@ -268,7 +332,7 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
             continue
         try:
             with opener(path, "rt", errors="replace") as f:
-                text = f.read()
+                text = f.read(POTCAR_LIMIT)
         except (OSError, EOFError, zlib.error):
             return None
         if name == "POTCAR.spec":
@@ -276,8 +340,8 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
             numbers = table[table["family"] == "vasp-pbe"].set_index("set")["electrons"]
             found = [(f"PAW_PBE {s}", int(numbers[s])) for s in text.split() if s in numbers]
         else:
-            titles = re.findall(r"^\s*TITEL\s*=\s*(\S+[ \t]+[A-Z][^\n]*?)\s*$", text, re.MULTILINE)
-            counts = re.findall(r"ZVAL\s*=\s*(\d+\.?\d*)(?=\s)", text)
+            titles = re.findall(r"^[ \t]*TITEL[ \t]*=[ \t]*(\S+[ \t]+[A-Z][^\n]*)$", text, re.MULTILINE)
+            counts = re.findall(r"ZVAL[ \t]*=[ \t]*(\d{1,3}(?:\.\d*)?)(?=\s)", text)
             if len(titles) != len(counts):
                 return None
             found = [(" ".join(t.split()), round(float(n))) for t, n in zip(titles, counts, strict=True)]
@@ -585,12 +649,13 @@ def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str
     Raises:
         EcdError: no such table, or numbers for a set of another valence.
     """
+    path = check_input(path)
     try:
         table = pd.read_csv(path).set_index("element")
         rows = {str(e): (int(r["electrons"]), float(r["a"]), float(r["b"])) for e, r in table.iterrows()}
         if not np.isfinite([row[1:] for row in rows.values()]).all():
             raise ValueError("not finite")
-    except (*DAMAGED, OverflowError) as error:
+    except DAMAGED as error:
         raise EcdError(path, "is no calibration", "Make one with `ecd calibrate`.") from error
     for element, electrons in valence.electrons.items():
         if element in rows and rows[element][0] != electrons:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import h5py
@@ -18,7 +17,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from ecdlib.base.cached import Arrays, cached
-from ecdlib.base.errors import EcdError
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.pieces import Pieces, in_pieces
 from ecdlib.base.resources import data_file
 from ecdlib.base.workers import available_cores, map_chunks
 from ecdlib.density.cell import to_conventional
@@ -28,19 +28,14 @@ from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import DensityStore, load_selection
 from ecdlib.density.valence import Valence, to_convention
 from ecdlib.features.autocorrelation import (
-    QUANTILES,
     Field,
     cubic_average,
     density_quantiles,
     standardized_autocorrelation,
 )
 
-#: Columns of the report that hold :func:`ecdlib.features.autocorrelation.density_quantiles`.
-QUANTILE_NAMES = tuple(f"quantile {q:g}" for q in QUANTILES)
-
-
-class Busy(EcdError):
-    """A file that another run is writing."""
+#: Features of a density, or of several, by the name of the block.
+Blocks = dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -55,21 +50,28 @@ class FeatureSettings:
     convention: Literal["computed", "gpaw", "chemical"] = "computed"
 
 
+#: Blocks of features, from a conventional cell without negative charge; adding one is a line.
+FEATURES: dict[str, Callable[[ChargeDensity, FeatureSettings], Floats]] = {
+    "autocorrelation": lambda density, s: standardized_autocorrelation(density, s.size, s.voxel, s.field),
+    "quantiles": lambda density, _: density_quantiles(density),
+}
+
+
 def featurize(
     density: ChargeDensity,
     settings: FeatureSettings = FeatureSettings(),
     valence: Valence | None = None,
     calibration: Mapping[str, tuple[float, float]] | None = None,
-) -> tuple[Floats, dict[str, Any]]:
+) -> tuple[Blocks, dict[str, Any]]:
     """Valence convention, conventional cell, no negative charge, autocorrelation on the standard grid.
 
     Args:
         valence, calibration: for :func:`ecdlib.density.valence.to_convention`, if the settings ask for a convention.
 
     Returns:
-        ``(size, size, size)`` features, and a row for the report: electrons and electrons moved out of negative
-        regions, per input cell; peak and minimum (e/Å³) before and after the conversion, minimum after filling;
-        clusters in the conventional cell, layers, quantiles of the filled density (e/Å³).
+        Features: ``autocorrelation (size, size, size)`` and ``quantiles (12,)`` of the filled density, e/Å³. And a row
+        for the report: electrons and electrons moved out of negative regions, per input cell; peak and minimum (e/Å³)
+        before and after the conversion, minimum after filling; clusters in the conventional cell, layers.
 
     Raises:
         EcdError: a density that cannot be converted.
@@ -94,9 +96,13 @@ def featurize(
         "moved": filled.moved / multiple,
         "clusters": filled.clusters,
         "layers": filled.layers,
-        **dict(zip(QUANTILE_NAMES, map(float, density_quantiles(filled.density)), strict=True)),
     }
-    return standardized_autocorrelation(filled.density, settings.size, settings.voxel, settings.field), row
+    return {name: compute(filled.density, settings) for name, compute in FEATURES.items()}, row
+
+
+def _distinct(features: Blocks) -> Blocks:
+    """The values that are distinct under m-3m: what models take."""
+    return features | {"autocorrelation": cubic_average(features["autocorrelation"])}
 
 
 def statistics(
@@ -104,14 +110,13 @@ def statistics(
     settings: FeatureSettings = FeatureSettings(),
     valence: Valence | None = None,
     calibration: Mapping[str, tuple[float, float]] | None = None,
-) -> tuple[Floats, Floats]:
-    """What :func:`bundled_features` keeps of one density: distinct values of the autocorrelation, and quantiles (e/Å³).
+) -> Blocks:
+    """Distinct values of what :func:`featurize` gives: ``autocorrelation (k,)`` and ``quantiles (12,)``, e/Å³.
 
     Raises:
         EcdError: see :func:`featurize`.
     """
-    correlation, row = featurize(density, settings, valence, calibration)
-    return cubic_average(correlation), np.array([row[name] for name in QUANTILE_NAMES])
+    return _distinct(featurize(density, settings, valence, calibration)[0])
 
 
 def expand_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -132,46 +137,41 @@ def expand_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     return expanded
 
 
-def _work(sources: list[str], settings: FeatureSettings) -> list[tuple[str, Floats | None, dict[str, Any]]]:
+Featurized = tuple[str, Blocks | None, dict[str, Any]]
+
+
+def _work(sources: list[str], settings: FeatureSettings) -> list[Featurized]:
     """Featurize a few sources in a worker; a failure becomes a row with ``error``."""
-    results: list[tuple[str, Floats | None, dict[str, Any]]] = []
+    results: list[Featurized] = []
     for source in sources:
         try:
             features, row = featurize(read_density(source), settings)
-            results.append((source, features.astype(np.float32), {"source": source, **row}))
+            features["autocorrelation"] = features["autocorrelation"].astype(np.float32)
+            results.append((source, features, {"source": source, **row}))
         except Exception as error:  # whatever one file does, the others go on
             message = str(error) if isinstance(error, EcdError) else f"{source}: {type(error).__name__}: {error}"
             results.append((source, None, {"source": source, "name": source, "error": message}))
     return results
 
 
-def _check_space(out: Path, settings: FeatureSettings) -> None:
-    """Refuse to go on where the disk is nearly full: HDF5 would crash and leave a damaged file."""
-    if shutil.disk_usage(out.parent).free < 16 * settings.size**3 + 2**20:
-        raise EcdError(out, "no disk space left", "Free some and run the same again: it goes on where it stopped.")
+def _featurized(
+    chunks: Sequence[list[str]],
+    settings: FeatureSettings,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Iterator[list[Featurized]]:
+    """What comes of the chunks, as they complete."""
+    with tqdm(total=sum(map(len, chunks)), unit="density", desc="Featurizing", disable=not progress) as bar:
+        for results in map_chunks(_work, chunks, settings, scheduler=scheduler, workers=workers or available_cores()):
+            yield results
+            bar.update(len(results))
 
 
-def _resume(partial: Path, settings: FeatureSettings) -> set[str]:
-    """Sources that an interrupted run has left in ``partial``; the file is made if it is not there."""
-    label, shape = json.dumps(asdict(settings)), (settings.size,) * 3
-    if not partial.exists():
-        with h5py.File(partial, "w") as h:
-            h.attrs["settings"] = label
-            h.create_dataset("features", (0, *shape), "f4", maxshape=(None, *shape), chunks=(1, *shape))
-            for key in ("source", "report"):
-                h.create_dataset(key, (0,), h5py.string_dtype(), maxshape=(None,))
-    try:
-        with h5py.File(partial) as h:
-            found, done = h.attrs["settings"], set(h["source"].asstr()[:]) - {""}  # an entry cut off
-    except BlockingIOError as error:
-        remedy = "Wait for it, or choose another file."
-        raise Busy(partial, "is being written by another run", remedy) from error
-    except (OSError, KeyError) as error:
-        remedy = "Remove it and run again."
-        raise EcdError(partial, "is left from an interrupted run and damaged", remedy) from error
-    if found != label:
-        raise EcdError(partial, "holds an interrupted run of other settings", "Remove it, or use its settings.")
-    return done
+def _chunks(sources: list[str]) -> list[list[str]]:
+    """The same chunks of up to 16 wherever the same sources are featurized."""
+    size = max(1, min(16, len(sources) // 16))
+    return [sources[i : i + size] for i in range(0, len(sources), size)]
 
 
 def featurize_collection(
@@ -185,13 +185,14 @@ def featurize_collection(
 ) -> pd.DataFrame:
     """Featurize many densities into one HDF5 file, in parallel and with bounded memory.
 
-    Results are appended to ``<out>.partial``; if a run is interrupted, the next one goes on from there. A source that
-    cannot be used is reported in the returned table and does not stop the run.
+    An interrupted run resumes; at most the last few densities are computed again. A source that cannot be used is
+    reported in the returned table and does not stop the run; the same call tries it again.
 
     Args:
         sources: density files, and stores (all their crystals).
-        out: file to write: ``features (n, size, size, size)`` float32, ``source``, ``report`` (one JSON text
-            each), and the settings as JSON in the attribute ``settings``.
+        out: file to write: a dataset for each block of features, ``autocorrelation (n, size, size, size)`` float32 and
+            ``quantiles (n, 12)``; ``source``, ``report`` (one JSON text each), and the settings as JSON in the
+            attribute ``settings``. If it is there, of the same sources and settings and complete, it is returned.
         scheduler: address of a Dask scheduler; by default processes on this machine.
         workers: local processes, by default one a core.
 
@@ -199,58 +200,99 @@ def featurize_collection(
         One row per source (see :func:`featurize`), with a column ``error`` that is empty where all went well.
 
     Raises:
-        EcdError: no usable source at all, an ``out.partial`` of other settings or sources, no disk space, or no
-            answer from the scheduler.
+        EcdError: no usable source at all, a finished or interrupted run of other settings or sources in the way, no
+            disk space, or no answer from the scheduler.
     """
     out = Path(out)
-    partial = out.with_name(out.name + ".partial")
     todo = list(dict.fromkeys(expand_sources(sources)))
-    failed: list[dict[str, Any]] = []
-    kept = int(partial.exists())
+    made_of = {"settings": asdict(settings), "sources": _digest(todo)}
+    stamps = _digest([_stamp(source) for source in todo])
+    if out.exists() and (rows := _finished(out, made_of, stamps)):
+        return _table(rows)
+    chunks = {f"{i}": chunk for i, chunk in enumerate(_chunks(todo))}
+    names = {chunk[0]: name for name, chunk in chunks.items()}
+    failed: dict[str, list[dict[str, Any]]] = {}
+    with in_pieces(out, "ecd featurize", made_of) as pieces:
+        rest = [chunk for name, chunk in chunks.items() if name not in pieces]
+        for results in _featurized(rest, settings, scheduler, workers, progress):
+            name, good = names[results[0][0]], [r for r in results if r[1] is not None]
+            failed[name] = [row for _, features, row in results if features is None]
+            if good:
+                _save(pieces, f"{name}-some" if failed[name] else name, good)
+        failures = [row for name in chunks for row in failed.get(name, [])]
+        if not pieces.names:
+            problem = failures[0]["error"] if failures else "Give at least one density."
+            raise EcdError(failures[0]["name"] if failures else out, "no usable density", problem)
+        merged = [part for name in chunks if (part := name if name in pieces else f"{name}-some") in pieces]
+        rows = _merge(pieces, merged, out, made_of | {"stamps": "" if failures else stamps})
+    return _table(rows + failures)
+
+
+def _stamp(source: str) -> list[int]:
+    """Size and time of a source's file; a bundled crystal has none."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(out, settings)
-        done = _resume(partial, settings)
-        if done - set(todo):
-            raise EcdError(partial, "holds an interrupted run of other sources", "Remove it, or give its sources too.")
-        kept = len(done)
-        rest = [s for s in todo if s not in done]
-        workers = workers or available_cores()
-        per_chunk = max(1, min(16, len(rest) // (4 * workers)))
-        chunks = [rest[i : i + per_chunk] for i in range(0, len(rest), per_chunk)]
-        bar = tqdm(
-            total=len(todo), initial=len(todo) - len(rest), unit="density", desc="Featurizing", disable=not progress
-        )
-        with h5py.File(partial, "a") as h, bar:
-            for results in map_chunks(_work, chunks, settings, scheduler=scheduler, workers=workers):
-                for source, features, row in results:
-                    if features is None:
-                        failed.append(row)
-                        continue
-                    _check_space(out, settings)
-                    for key, value in (("features", features), ("report", json.dumps(row)), ("source", source)):
-                        h[key].resize(kept + 1, axis=0)
-                        h[key][kept] = value
-                    kept += 1
-                h.flush()
-                bar.update(len(results))
+        found = os.stat(source.split("::")[0])
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _save(pieces: Pieces, name: str, results: list[Featurized]) -> None:
+    """Features and report of the densities of a chunk, as a piece."""
+    blocks: Any = {block: np.stack([features[block] for _, features, _ in results if features]) for block in FEATURES}
+    texts = {"source": [source for source, _, _ in results], "report": [json.dumps(row) for _, _, row in results]}
+    pieces.save(name, blocks | {key: np.array(values) for key, values in texts.items()})
+
+
+def _merge(pieces: Pieces, names: list[str], out: Path, made_of: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write the pieces into one file; returns the rows of the report."""
+    needed = sum(pieces.path(name).stat().st_size for name in names)
+    if shutil.disk_usage(pieces.folder).free < needed + 2**20:  # HDF5 crashes where the disk is full
+        raise EcdError(out, "no disk space left", "Free some and run the same command again: it resumes.")
+    rows: list[dict[str, Any]] = []
+    with atomic_write(out) as temporary, h5py.File(temporary, "w") as h:
+        for key, value in made_of.items():
+            h.attrs[key] = json.dumps(value)
+        for arrays in map(pieces.load, names):
+            for key, values in arrays.items():
+                text, shape = values.dtype.kind == "U", values.shape[1:]
+                kind = h5py.string_dtype() if text else values.dtype
+                if key not in h:
+                    h.create_dataset(key, (0, *shape), kind, maxshape=(None, *shape), chunks=(1, *shape))
+                h[key].resize(len(rows) + len(values), axis=0)
+                h[key][len(rows) :] = values.astype(object) if text else values
+            rows += [json.loads(text) for text in arrays["report"]]
+    return rows
+
+
+def _finished(out: Path, made_of: dict[str, Any], stamps: str) -> list[dict[str, Any]]:
+    """Rows of the report of a finished file; none if some of its sources could not be used, or have changed since.
+
+    Raises:
+        EcdError: a file of other settings or sources, or something else.
+    """
+    try:
+        with h5py.File(out) as h:
+            found = {key: json.loads(h.attrs[key]) for key in (*made_of, "stamps")}
             rows = [json.loads(text) for text in h["report"].asstr()[:]]
-        if not rows:
-            problem = failed[0]["error"] if failed else "Give at least one density."
-            raise EcdError(failed[0]["name"] if failed else out, "no usable density", problem)
-        os.replace(partial, out)
-    except OSError as error:
-        raise EcdError(out, f"cannot be written ({error})", "Free disk space or choose another folder.") from error
-    finally:
-        if not kept:
-            with suppress(OSError):  # not there, or the folder is none
-                partial.unlink()
-    table = pd.DataFrame(rows + failed).assign(error=lambda t: t["error"].fillna("") if "error" in t else "")
+    except (OSError, KeyError, ValueError) as error:
+        raise EcdError(out, "is not a readable feature file", "Remove it, or choose another name.") from error
+    if {key: found[key] for key in made_of} != made_of:
+        raise EcdError(out, "was made with other settings or sources", "Remove it, or choose another name with --out.")
+    return rows if found["stamps"] == stamps else []
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows).assign(error=lambda t: t["error"].fillna("") if "error" in t else "")
     return table.set_index("name")
 
 
-def load_features(path: str | os.PathLike[str]) -> tuple[Floats, pd.DataFrame, FeatureSettings]:
-    """Read what :func:`featurize_collection` wrote: features ``(n, size, size, size)``, report, settings.
+def load_features(path: str | os.PathLike[str]) -> tuple[Blocks, pd.DataFrame, FeatureSettings]:
+    """Read what :func:`featurize_collection` wrote: blocks of features, report, settings.
 
     Raises:
         EcdError: missing or damaged file.
@@ -258,14 +300,15 @@ def load_features(path: str | os.PathLike[str]) -> tuple[Floats, pd.DataFrame, F
     try:
         with h5py.File(path) as h:
             report = pd.DataFrame([json.loads(text) for text in h["report"].asstr()[:]]).set_index("name")
-            return h["features"][:], report, FeatureSettings(**json.loads(h.attrs["settings"]))
+            settings = FeatureSettings(**json.loads(h.attrs["settings"]))
+            return {block: h[block][:] for block in FEATURES}, report, settings
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise EcdError(path, "is not a readable feature file", "Make it with `ecd featurize`.") from error
 
 
 def bundled_features(
     settings: FeatureSettings = FeatureSettings(), names: Sequence[str] | None = None
-) -> tuple[Floats, pd.DataFrame]:
+) -> tuple[Blocks, pd.DataFrame]:
     """Features of bundled crystals, reduced to the values that are distinct under m-3m.
 
     Computed once for each settings, names, data and code (``_build/cache``), then read.
@@ -274,28 +317,23 @@ def bundled_features(
         names: crystals wanted; by default the selection ``densities-988``.
 
     Returns:
-        ``(n, k)`` values (see :func:`cubic_average`) and the report, in the order of the names.
+        Blocks ``autocorrelation (n, k)`` (see :func:`cubic_average`) and ``quantiles (n, 12)``, and the report, in the
+        order of the names.
     """
-    stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
     names = load_selection("densities-988") if names is None else list(names)
 
     def make() -> Arrays:
-        sources = [
-            s for s in expand_sources([data_file(path.name) for path in stores]) if s.split("::")[1] in set(names)
-        ]
-        with TemporaryDirectory() as folder:
-            full = Path(folder) / "features.h5"
-            table = featurize_collection(sources, full, settings)
-            bad = table.index[table["error"] != ""]
-            if len(bad):
-                raise EcdError(bad[0], "a bundled density could not be featurized", str(table["error"][bad[0]]))
-            with h5py.File(full) as h:
-                reduced = np.stack([cubic_average(features) for features in h["features"]])
-                report = pd.DataFrame([json.loads(text) for text in h["report"].asstr()[:]])
-        order = pd.Index(report["name"]).get_indexer(names)
-        text = report.iloc[order].to_json(orient="records", double_precision=15)
-        return {"features": reduced[order], "report": np.array(text)}
+        stores = [data_file(f"ecd_{which}.h5") for which in ("cubic", "general")]
+        found: dict[str, tuple[Blocks, dict[str, Any]]] = {}
+        sources = [s for s in expand_sources(stores) if s.split("::")[1] in set(names)]
+        for source, features, row in (each for results in _featurized(_chunks(sources), settings) for each in results):
+            if features is None:
+                raise EcdError(source, "a bundled density could not be featurized", row["error"])
+            found[row["name"]] = _distinct(features), row
+        rows = [found[name][1] for name in names]
+        blocks = {block: np.stack([found[name][0][block] for name in names]) for block in FEATURES}
+        return blocks | {"report": np.array(json.dumps(rows))}
 
     found = cached("features", make, settings, names)
     report = pd.DataFrame(json.loads(str(found["report"]))).set_index("name")
-    return found["features"].astype(np.float64), report
+    return {block: found[block].astype(np.float64) for block in FEATURES}, report

@@ -2,44 +2,70 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from pymatgen.core import Structure
+from pydantic import Field
 from scipy.optimize import minimize
 
-from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
-from ecdlib.base.provenance import provenance
-from ecdlib.base.resources import bundled_in, data_file
+from ecdlib.base.archive import write_archive
+from ecdlib.base.errors import EcdError
+from ecdlib.base.pieces import in_pieces
+from ecdlib.base.settings import Parameters, Subset
 from ecdlib.base.workers import available_cores, in_processes
-from ecdlib.book.parameters import CgcnnParameters
-from ecdlib.data.properties import PROPERTIES, UNITS, labelled
+from ecdlib.data.properties import PROPERTIES, labelled
 from ecdlib.data.tables import crystal_system, load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.density.core import Floats
-from ecdlib.features.graphs import CrystalGraphs, cached_graphs, crystal_graphs
 from ecdlib.learn.evaluation import scores
-from ecdlib.learn.experiments import read_partial, save_partial
-from ecdlib.models.cgcnn import CGCNN, atom_vectors
-from ecdlib.models.six_features import SIX_FEATURE_MODELS, six_features
-from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings, pick_device, set_aside
+from ecdlib.learn.model_file import load_model
+from ecdlib.learn.result import TEST, TRAIN, VALIDATION, Result, finished, load_result
 
-#: Targets on each set of crystals. Moduli and Debye temperatures are learned as logarithms to base 10.
-TARGETS: dict[str, dict[str, str]] = {
-    "matbench": {t: UNITS[t] for t in labelled("matbench")},
-    "fusion": {t: UNITS[t] for t in labelled("fusion")},
-}
-LOGARITHMIC = {t for t, p in PROPERTIES.items() if p.logarithmic}
-TRAIN, VALIDATION, TEST = 0, 1, 2
+if TYPE_CHECKING:  # torch is imported by the functions that train or predict
+    from pymatgen.core import Structure
+
+    from ecdlib.features.graphs import CrystalGraphs
+    from ecdlib.models.cgcnn import CGCNN
+    from ecdlib.models.cgcnn_regressor import CGCNNRegressor
+
+#: Kinds of what is written: a result, and what predicts.
+KIND, MODEL_KIND = "elasticity", "elasticity model"
+if TYPE_CHECKING:
+    Target = str
+else:
+    Target = Literal[("all", *labelled("fusion"))]
+
+
+class CgcnnParameters(Parameters):
+    """Crystal graph network: official folds, ensemble, uncertainty."""
+
+    full: ClassVar[dict[str, Any]] = {"epochs": 100, "members": 4, "folds": "all"}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 1, "sample": 150}
+
+    model: Literal["cgcnn", "random-forest", "xgboost", "svr", "gradient-boosting", "decision-tree"] = Field(
+        "cgcnn", description="the crystal graph network, or one of five models on six features"
+    )
+    crystals: Literal["matbench", "matbench-official", "fusion"] = Field(
+        "matbench",
+        description="matbench: its entries that have a structure here, official folds; matbench-official: all of "
+        "them, from the network; fusion: the 6,059 crystals of LatentMatFusion, published split",
+    )
+    target: Target = Field("all", description="what is learned; all: one network with several outputs")
+    folds: Literal["first", "all"] = Field("first", description="folds that are trained and tested")
+    members: int = Field(1, ge=1, le=100, description="networks of the ensemble in each fold")
+    ties: bool = Field(True, description="keep the last shell of neighbours whole; False: cut it at twelve")
+    distinct: bool = Field(True, description="one atom of each kind by symmetry, if ties is true; False: all atoms")
+    epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
+    batch_size: int = Field(64, ge=2, description="crystals in a step")
+    learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of the training crystals that choose the epoch")
+    sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
 
 
 def matbench_crystals(official: bool = False) -> pd.DataFrame:
@@ -115,7 +141,7 @@ def load_problem(p: CgcnnParameters) -> Problem:
     else:
         table = load_crystals()
         tested = (table["original_split"] == "test").to_numpy()[None]
-    targets = list(TARGETS[p.crystals.removesuffix("-official")])
+    targets = labelled("fusion" if p.crystals == "fusion" else "matbench")
     if p.target != "all":
         if p.target not in targets:
             raise EcdError(f"target={p.target}", f"is no target on crystals={p.crystals}", f"Take {targets} or all.")
@@ -132,142 +158,104 @@ def load_problem(p: CgcnnParameters) -> Problem:
 
 def to_learned(values: Floats, targets: Sequence[str]) -> Floats:
     """Labels as they are learned: logarithms to base 10 of moduli and Debye temperatures, energies as they are."""
-    logs = np.array([t in LOGARITHMIC for t in targets])
+    logs = np.array([PROPERTIES[t].logarithmic for t in targets])
     return np.where(logs, np.log10(np.where(logs, values, 1)), values)
 
 
 def from_learned(values: Floats, targets: Sequence[str]) -> Floats:
     """The reverse of :func:`to_learned`."""
-    logs = np.array([t in LOGARITHMIC for t in targets])
+    logs = np.array([PROPERTIES[t].logarithmic for t in targets])
     return np.where(logs, 10 ** np.where(logs, values, 0), values)
 
 
-def make_network(p: CgcnnParameters, n_targets: int, seed: int, checkpoint: Path) -> TorchRegressor:
-    """Unfitted network of one member of the ensemble: one cosine from the initial learning rate to zero."""
-    settings = TrainingSettings(
-        epochs=p.epochs,
-        batch_size=p.batch_size,
-        learning_rate=p.learning_rate,
-        first_cycle=p.epochs,
-        cycle_growth=1,
-        precondition=False,
-        seed=seed,
-        held_out=p.held_out,
+def make_network(p: CgcnnParameters, seed: int, checkpoint: Path) -> CGCNNRegressor:
+    """Unfitted network of one member of the ensemble."""
+    from ecdlib.models.cgcnn_regressor import CGCNNRegressor
+
+    return CGCNNRegressor(
+        p.epochs, p.batch_size, p.learning_rate, p.held_out, seed=seed, device=p.device, checkpoint=str(checkpoint)
     )
-    return TorchRegressor(lambda: CGCNN(n_targets), settings, p.device, str(checkpoint), progress=False)
 
 
-@dataclass(frozen=True)
-class ElasticityResult:
-    """All predictions of one model, in the targets' units; NaN where there is none."""
-
-    names: NDArray[np.str_]
-    truth: Floats  #: ``(n, targets)``
-    role: NDArray[np.int8]  #: ``(folds, n)``: :data:`TRAIN`, :data:`VALIDATION` or :data:`TEST` for the first member
-    fitted: Floats  #: ``(folds, n, targets)`` by the first member, also of crystals that it was trained on
-    crossed: Floats  #: ``(n, targets)`` mean of the members that have not seen the crystal (of logarithms)
-    spread: Floats  #: ``(n, targets)`` standard deviation of these members, of what is learned (logarithms)
-    meta: dict[str, Any]  #: parameters, targets, provenance; errors on test crystals by "fold-member"
-
-    @property
-    def targets(self) -> list[str]:
-        """Names of the columns."""
-        return list(self.meta["targets"])
-
-    def scores(self, target: str, role: int = TEST) -> dict[str, float]:
-        """Errors: ``MAE``, ``R2`` in the unit; ``log MAE``, ``log R2`` of what is learned; averaged over folds.
-
-        Args:
-            role: of the crystals in each fold; of the first member.
-        """
-        t = self.targets.index(target)
-        rows = []
-        for k in range(len(self.role)):
-            chosen = (self.role[k] == role) & np.isfinite(self.truth[:, t])
-            rows.append(_errors(self.truth[chosen, t], self.fitted[k, chosen, t], target))
-        return {str(k): float(v) for k, v in pd.DataFrame(rows).mean().items()}
-
-    def ensemble_scores(self, target: str) -> dict[str, float]:
-        """The same errors of the whole ensemble on test crystals, all folds together."""
-        t = self.targets.index(target)
-        known = np.isfinite(self.truth[:, t]) & np.isfinite(self.crossed[:, t])
-        return {"n": int(known.sum())} | _errors(self.truth[known, t], self.crossed[known, t], target)
-
-
-def _errors(truth: Floats, predicted: Floats, target: str) -> dict[str, float]:
-    plain = scores(truth, predicted)
-    learned = scores(*(to_learned(v[:, None], [target])[:, 0] for v in (truth, predicted)))
-    return {k: plain[k] for k in ("MAE", "RMSE", "R2")} | {f"log {k}": learned[k] for k in ("MAE", "RMSE", "R2")}
-
-
-def run_elasticity(
-    p: CgcnnParameters, out: Path, *, name: str = "ecd train-cgcnn", progress: bool = True
-) -> ElasticityResult:
+def run_elasticity(p: CgcnnParameters, out: Path, *, name: str = "ecd train-cgcnn", progress: bool = True) -> Result:
     """Train on each fold's training crystals, predict the others, write all predictions; resumes between fits.
 
     A tenth of the training crystals (``p.held_out``) is set aside in each fit: the network keeps the weights of the
     epoch that is best on them, as the paper does; another member of the ensemble sets others aside.
 
+    Returns:
+        ``role`` and ``fitted`` are those of the first member in each fold, ``crossed`` the mean of the members
+        (of logarithms) on test crystals, ``more["spread"]`` their standard deviation, of what is learned.
+        ``meta["errors"]``: mean absolute errors of what is learned on test crystals, by ``"fold-member"``.
+
     Raises:
-        EcdError: a target that these crystals do not have, or a file of other parameters in the way.
+        EcdError: a target that these crystals do not have; see also :func:`ecdlib.base.pieces.in_pieces` and
+            :func:`ecdlib.learn.result.finished`.
     """
-    if out.is_file():
-        if (finished := load_elasticity(out)).meta["parameters"] != p.model_dump():
-            raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with -o.")
-        return finished
+    if found := finished(out, KIND, p):
+        return found
     problem = load_problem(p)
     learned = to_learned(problem.truth, problem.targets)
-    members = p.members if p.model == "cgcnn" else 1
-    partial = out.with_suffix(".partial.npz")
-    made_by = provenance(name, p.model_dump(), 0)
-    label = json.dumps([p.model_dump(), made_by["data"], made_by["commit"]])
-    done: dict[str, Any] = {"label": label, "made_by": json.dumps(made_by)}
-    if partial.is_file():
-        done = read_partial(partial)
-        if str(done["label"]) != label:
-            problem_is = "holds an interrupted run of other parameters, data or sources"
-            raise EcdError(partial, problem_is, "Remove it, or use them.")
-    fits = [(k, member) for member in range(members) for k in range(len(problem.tested))]
-    todo = [fit for fit in fits if "{}-{}".format(*fit) not in done]
-    X = _inputs(p, problem)
-    calls = [(p, X, learned, problem.tested[k], k, m, out) for k, m in todo]
-    for i, (predicted, seconds) in in_processes(_fit_and_predict, calls, _workers(p)):
-        k, member = todo[i]
-        done[f"{k}-{member}"], done[f"seconds-{k}-{member}"] = predicted, seconds
-        save_partial(partial, done)
-        if progress:
-            error = np.nanmean(np.abs(predicted - learned)[problem.tested[k]], axis=0)
-            print(f"fold {k}, member {member}: {error.round(4)}, {seconds:.0f} s", flush=True)
-    role = np.stack([_roles(p, tested) for tested in problem.tested])
-    made_by = json.loads(str(done["made_by"]))
-    made_by["seconds"] = round(sum(float(v) for key, v in done.items() if key.startswith("seconds-")), 1)
-    each_error = {
-        f"{k}-{m}": np.nanmean(np.abs(done[f"{k}-{m}"] - learned)[problem.tested[k]], axis=0).tolist() for k, m in fits
-    }
-    crossed, spread = np.full(learned.shape, np.nan), np.full(learned.shape, np.nan)
-    for k, tested in enumerate(problem.tested):
-        each = np.stack([done[f"{k}-{member}"] for member in range(members)])[:, tested]
-        crossed[tested] = each.mean(0)
-        spread[tested] = each.std(0, ddof=1) if members > 1 else np.nan
-    fitted = np.stack([from_learned(done[f"{k}-0"].astype(float), problem.targets) for k in range(len(role))])
-    meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by, "errors": each_error}
-    with atomic_write(out) as temporary:
-        np.savez_compressed(
-            temporary,
+    folds, members = range(len(problem.tested)), range(p.members if p.model == "cgcnn" else 1)
+    fits = [(k, member) for member in members for k in folds]
+    with in_pieces(out, name, p.model_dump()) as pieces:
+        todo = [(k, member) for k, member in fits if f"{k}-{member}" not in pieces]
+        X = _inputs(p, problem) if todo else None
+        calls = [(p, X, learned, problem.tested[k], m, pieces.checkpoint(f"{k}-{m}")) for k, m in todo]
+        for i, (predicted, seconds) in in_processes(_fit_and_predict, calls, _workers(p)):
+            k, member = todo[i]
+            pieces.save(f"{k}-{member}", {"learned": predicted}, seconds)
+            if progress:
+                error = np.nanmean(np.abs(predicted - learned)[problem.tested[k]], axis=0)
+                print(f"fold {k}, member {member}: {error.round(4)}, {seconds:.0f} s", flush=True)
+        each = {(k, member): pieces.load(f"{k}-{member}")["learned"] for k, member in fits}
+        crossed, spread = np.full(learned.shape, np.nan), np.full(learned.shape, np.nan)
+        for k, tested in enumerate(problem.tested):
+            ensemble = np.stack([each[k, member] for member in members])[:, tested]
+            crossed[tested] = ensemble.mean(0)
+            spread[tested] = ensemble.std(0, ddof=1) if len(members) > 1 else np.nan
+        errors = {
+            f"{k}-{m}": np.nanmean(np.abs(values - learned)[problem.tested[k]], axis=0).tolist()
+            for (k, m), values in each.items()
+        }
+        Result(
             names=np.array(problem.names),
             truth=problem.truth.astype(np.float32),
-            role=role,
-            fitted=fitted.astype(np.float32),
-            crossed=from_learned(crossed, problem.targets).astype(np.float32),
-            spread=spread.astype(np.float32),
-            meta=np.array(json.dumps(meta)),
-        )
-    partial.unlink()
-    return load_elasticity(out)
+            role=np.stack([_roles(p, tested) for tested in problem.tested]),
+            fitted=np.stack([from_learned(each[k, 0].astype(float), problem.targets) for k in folds]),
+            crossed=from_learned(crossed, problem.targets),
+            fold=np.where(problem.tested.any(0), problem.tested.argmax(0), -1).astype(np.int8),
+            meta={
+                "kind": KIND,
+                "targets": problem.targets,
+                "parameters": p.model_dump(),
+                "errors": errors,
+                "provenance": pieces.provenance(),
+            },
+            more={"spread": spread},
+        ).write(out)
+    return load_result(out, KIND)
+
+
+def split_scores(result: Result, target: str, role: int = TEST, learned: bool = False) -> dict[str, float]:
+    """Errors (:func:`ecdlib.learn.evaluation.scores`) by the model of each split, averaged over the splits.
+
+    Args:
+        role: of the crystals in each split.
+        learned: of what is learned, logarithms where these are learned.
+    """
+    t, rows = result.column(target), []
+    for k in range(len(result.role)):
+        chosen = (result.role[k] == role) & np.isfinite(result.truth[:, t])
+        pair = result.truth[chosen, t], result.fitted[k, chosen, t]
+        rows.append(scores(*(to_learned(v[:, None], [target])[:, 0] if learned else v for v in pair)))
+    return {str(k): float(v) for k, v in pd.DataFrame(rows).mean().items()}
 
 
 def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
     """Who trains the first member, who chooses its epoch, who tests."""
+    from ecdlib.models.torch_regressor import set_aside
+
     role = np.where(tested, TEST, TRAIN).astype(np.int8)
     train = np.flatnonzero(~tested)
     role[train[set_aside(len(train), p.held_out, p.seed)[0].numpy()]] = VALIDATION
@@ -276,11 +264,16 @@ def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
 
 def _workers(p: CgcnnParameters) -> int:
     """On a CPU one process a core; a GPU is shared by none."""
+    from ecdlib.models.torch_regressor import pick_device
+
     return available_cores() if pick_device(p.device).type == "cpu" else 1
 
 
 def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
     """What the model takes: graphs, or six numbers a crystal."""
+    from ecdlib.features.graphs import cached_graphs, crystal_graphs
+    from ecdlib.models.six_features import six_features
+
     if p.model != "cgcnn":
         return six_features(problem.structures, problem.spacegroups)
     if p.ties and p.distinct:
@@ -289,13 +282,17 @@ def _inputs(p: CgcnnParameters, problem: Problem) -> Any:
 
 
 def _fit_and_predict(
-    p: CgcnnParameters, X: Any, learned: Floats, tested: NDArray[np.bool_], k: int, member: int, out: Path
+    p: CgcnnParameters, X: Any, learned: Floats, tested: NDArray[np.bool_], member: int, checkpoint: Path
 ) -> tuple[NDArray[np.float32], float]:
     """One fit: predictions ``(n, targets)`` of all crystals as they are learned, seconds."""
+    import torch
+
+    from ecdlib.models.six_features import SIX_FEATURE_MODELS
+
     begun = time.perf_counter()
     if p.model == "cgcnn":
         train = np.flatnonzero(~tested)
-        network = make_network(p, learned.shape[1], p.seed + member, out.with_suffix(f".{k}-{member}.checkpoint"))
+        network = make_network(p, p.seed + member, checkpoint)
         network.fit(X[torch.from_numpy(train)], learned[train])
         predicted = network.predict(X).reshape(learned.shape)
     else:
@@ -306,33 +303,14 @@ def _fit_and_predict(
     return predicted.astype(np.float32), time.perf_counter() - begun
 
 
-def load_elasticity(path: str | os.PathLike[str]) -> ElasticityResult:
-    """Read what :func:`run_elasticity` wrote.
-
-    Raises:
-        EcdError: missing or damaged file.
-    """
-    try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            arrays = {key: z[key] for key in ("names", "truth", "role", "fitted", "crossed", "spread")}
-            return ElasticityResult(**arrays, meta=json.loads(str(z["meta"])))
-    except DAMAGED as error:
-        raise EcdError(path, "is no readable result", "Make it with `ecd train-cgcnn`.") from error
-
-
-def shipped_elasticity() -> dict[str, ElasticityResult]:
-    """Results that ship with the project, by the name of their file."""
-    return {name: load_elasticity(data_file(f"elasticity/{name}.npz")) for name in bundled_in("elasticity")}
-
-
-def calibrate(error: Floats, spread: Floats) -> Floats:
+def fit_error_model(error: Floats, spread: Floats) -> Floats:
     """(a, b) of the standard deviation σ² = a² + (b s)² that errors have where the members differ by s.
 
     Maximum likelihood for errors that are normally distributed, all in the unit of what is learned.
 
     >>> rng = np.random.default_rng(0)
     >>> s = rng.uniform(0.01, 0.1, 20_000)
-    >>> [round(float(v), 2) for v in calibrate(rng.normal(0, np.hypot(0.05, 1.5 * s)), s)]
+    >>> [round(float(v), 2) for v in fit_error_model(rng.normal(0, np.hypot(0.05, 1.5 * s)), s)]
     [0.05, 1.51]
     """
 
@@ -345,14 +323,15 @@ def calibrate(error: Floats, spread: Floats) -> Floats:
     return np.array([a, b])
 
 
-def _deviations(result: ElasticityResult) -> tuple[Floats, Floats]:
+def _deviations(result: Result) -> tuple[Floats, Floats]:
     """Errors of the ensemble and spreads of its members, both of what is learned; NaN where there is none."""
-    if not np.isfinite(result.spread).any():
+    spread = result.more["spread"]
+    if not np.isfinite(spread).any():
         raise EcdError("uncertainty", "one network has none", "Take members=2 or more.")
-    return to_learned(result.crossed, result.targets) - to_learned(result.truth, result.targets), result.spread
+    return to_learned(result.crossed, result.targets) - to_learned(result.truth, result.targets), spread
 
 
-def calibrated(result: ElasticityResult) -> Floats:
+def expected_errors(result: Result) -> Floats:
     """``(n, targets)`` standard deviations of what is learned, each fold calibrated on the other folds.
 
     Raises:
@@ -366,21 +345,23 @@ def calibrated(result: ElasticityResult) -> Floats:
         own = result.role[k] == TEST
         for t in range(error.shape[1]):
             rest = np.isfinite(error[:, t]) & ~own
-            a, b = calibrate(error[rest, t], spread[rest, t])
+            a, b = fit_error_model(error[rest, t], spread[rest, t])
             std[own, t] = np.hypot(a, b * spread[own, t])
     return std
 
 
-def error_correlation(result: ElasticityResult, first: str = "bulk_modulus", second: str = "shear_modulus") -> float:
-    """Correlation of the errors of two targets, in units of their standard deviations (see :func:`calibrated`)."""
+def error_correlation(result: Result, first: str = "bulk_modulus", second: str = "shear_modulus") -> float:
+    """Correlation of the errors of two targets, in units of their standard deviations (see :func:`expected_errors`)."""
     error, _ = _deviations(result)
     columns = [result.targets.index(t) for t in (first, second)]
-    a, b = (error / calibrated(result))[:, columns].T
+    a, b = (error / expected_errors(result))[:, columns].T
     known = np.isfinite(a) & np.isfinite(b)
     return float(np.corrcoef(a[known], b[known])[0, 1])
 
 
-def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, name: str = "ecd train-cgcnn") -> None:
+def train_ensemble(
+    p: CgcnnParameters, evaluated: Result, out: Path, *, name: str = "ecd train-cgcnn"
+) -> ElasticityModel:
     """Train the members on all crystals and write what predicts, with the calibration of its uncertainty.
 
     Args:
@@ -389,45 +370,70 @@ def train_ensemble(p: CgcnnParameters, evaluated: ElasticityResult, out: Path, n
         out: file to write (``.npz``).
 
     Raises:
-        EcdError: an evaluation that cannot calibrate the uncertainty.
+        EcdError: an evaluation that cannot calibrate the uncertainty; see also :func:`run_elasticity`.
     """
+    if out.is_file():
+        found: ElasticityModel = load_model(out, MODEL_KIND)
+        p.confirm(found.meta["parameters"], out)
+        return found
+    from ecdlib.models.cgcnn import atom_vectors
+
     error, spread = _deviations(evaluated)
-    correlation = error_correlation(evaluated)
-    begun = time.perf_counter()
-    made_by = provenance(name, p.model_dump(), 0)
+    known, correlation = np.isfinite(error), error_correlation(evaluated)
     problem = load_problem(p)
-    arrays: dict[str, Any] = {}
-    X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
-    calls = [(p, X, learned, member, out) for member in range(p.members)]
-    for _, part in in_processes(_fit_member, calls, _workers(p)):
-        arrays |= part
-    known = np.isfinite(error)
-    arrays["calibration"] = np.stack([calibrate(error[v, t], spread[v, t]) for t, v in enumerate(known.T)])
-    arrays["correlation"] = np.array(correlation)
-    arrays["vectors"] = atom_vectors()
-    trained_on = zip(problem.structures, problem.spacegroups, strict=True)
-    arrays["trained_on"] = np.array(sorted({f"{s.composition.reduced_formula}_{n}" for s, n in trained_on}))
-    made_by["seconds"] = round(time.perf_counter() - begun, 1)
-    elements = sorted({int(z) for structure in problem.structures for z in structure.atomic_numbers})
-    meta = {"parameters": p.model_dump(), "targets": problem.targets, "provenance": made_by, "elements": elements}
-    with atomic_write(out) as temporary:
-        np.savez_compressed(temporary, **arrays, meta=np.array(json.dumps(meta)))
+    with in_pieces(out, name, p.model_dump()) as pieces:
+        todo = [member for member in range(p.members) if str(member) not in pieces]
+        X, learned = _inputs(p, problem), to_learned(problem.truth, problem.targets)
+        calls = [(p, X, learned, member, pieces.checkpoint(str(member))) for member in todo]
+        for i, (weights, seconds) in in_processes(_fit_member, calls, _workers(p)):
+            pieces.save(str(todo[i]), weights, seconds)
+        arrays = {f"{m}/{k}": v for m in range(p.members) for k, v in pieces.load(str(m)).items()}
+        arrays["calibration"] = np.stack([fit_error_model(error[v, t], spread[v, t]) for t, v in enumerate(known.T)])
+        arrays["correlation"] = np.array(correlation)
+        arrays["vectors"] = atom_vectors()
+        trained_on = zip(problem.structures, problem.spacegroups, strict=True)
+        arrays["trained_on"] = np.array(sorted({f"{s.composition.reduced_formula}_{n}" for s, n in trained_on}))
+        meta = {
+            "kind": MODEL_KIND,
+            "targets": problem.targets,
+            "parameters": p.model_dump(),
+            "elements": sorted({int(z) for structure in problem.structures for z in structure.atomic_numbers}),
+            "provenance": pieces.provenance(),
+        }
+        write_archive(out, arrays, meta)
+    model: ElasticityModel = load_model(out, MODEL_KIND)
+    return model
 
 
-def _fit_member(p: CgcnnParameters, X: CrystalGraphs, learned: Floats, member: int, out: Path) -> dict[str, Any]:
-    """Weights and scale of one member, trained on all crystals."""
-    network = make_network(p, learned.shape[1], p.seed + member, out.with_suffix(f".{member}.checkpoint"))
-    network.fit(X, learned)
-    weights = {f"{member}/{k}": v.cpu().numpy() for k, v in network.module_.state_dict().items()}
-    return weights | {f"{member}/scale": np.stack([network.mean_, network.scale_])}
+def _fit_member(
+    p: CgcnnParameters, X: CrystalGraphs, learned: Floats, member: int, checkpoint: Path
+) -> tuple[dict[str, Any], float]:
+    """Weights and scale of one member, trained on all crystals; seconds."""
+    begun = time.perf_counter()
+    network = make_network(p, p.seed + member, checkpoint).fit(X, learned).regressor_
+    weights = {k: v.cpu().numpy() for k, v in network.module_.state_dict().items()}
+    return weights | {"scale": np.stack([network.mean_, network.scale_])}, time.perf_counter() - begun
 
 
 @dataclass(frozen=True)
 class ElasticityModel:
     """A trained ensemble: what :func:`train_ensemble` wrote."""
 
-    arrays: dict[str, Any]
+    arrays: Mapping[str, Any]
     meta: dict[str, Any]
+    source: str = ""
+
+    @classmethod
+    def from_file(cls, arrays: Mapping[str, Any], meta: dict[str, Any], source: str) -> Self:
+        """From what a file holds.
+
+        Raises:
+            KeyError, ValueError: a damaged file.
+        """
+        if not np.isfinite(arrays["calibration"]).all() or len(arrays["trained_on"]) == 0:
+            raise ValueError("calibration")
+        meta["targets"], meta["parameters"]["members"]
+        return cls(arrays, meta, source)
 
     @property
     def targets(self) -> list[str]:
@@ -452,6 +458,10 @@ class ElasticityModel:
     @cached_property
     def networks(self) -> list[CGCNN]:
         """Its members."""
+        import torch
+
+        from ecdlib.models.cgcnn import CGCNN
+
         members = []
         for member in range(self.meta["parameters"]["members"]):
             prefix = f"{member}/"
@@ -462,32 +472,16 @@ class ElasticityModel:
             members.append(network.eval())
         return members
 
-    @torch.no_grad()
     def predict(self, graphs: CrystalGraphs, batch: int = 256) -> tuple[Floats, Floats]:
         """Logarithms to base 10 of K and G (GPa) and their calibrated standard deviations, ``(n, 2)`` each."""
+        import torch
+
         each = np.zeros((len(self.networks), len(graphs), len(self.targets)))
         for part in torch.arange(len(graphs)).split(batch):
             chosen = graphs[part]
             for member, network in enumerate(self.networks):
                 mean, scale = self.arrays[f"{member}/scale"]
-                each[member, part.numpy()] = network(chosen).numpy() * scale + mean
+                with torch.no_grad():
+                    each[member, part.numpy()] = network(chosen).numpy() * scale + mean
         a, b = self.arrays["calibration"].T
         return each.mean(0), np.hypot(a, b * each.std(0, ddof=1))
-
-
-def load_elasticity_model(name: str | Path = "cgcnn") -> ElasticityModel:
-    """A trained ensemble: the shipped one (``"cgcnn"``), or a file of ``ecd train-cgcnn --final``.
-
-    Raises:
-        EcdError: no such model, or a damaged file.
-    """
-    path = name if isinstance(name, Path) else data_file(f"models/{name}.npz")
-    try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            arrays = {k: z[k] for k in z.files if k != "meta"}
-            model = ElasticityModel(arrays, json.loads(str(z["meta"])))
-            if not np.isfinite(arrays["calibration"]).all() or len(arrays["trained_on"]) == 0:
-                raise ValueError("calibration")
-            return model
-    except DAMAGED as error:
-        raise EcdError(path, "is no readable model", "Make it with `ecd train-cgcnn --final`.") from error

@@ -3,37 +3,76 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+from tqdm import tqdm
 
-from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
-from ecdlib.base.provenance import provenance
-from ecdlib.base.resources import bundled_in, data_file, load_manifest
-from ecdlib.book.parameters import FusionParameters
-from ecdlib.data.properties import UNITS, labelled
+from ecdlib.base.archive import write_archive
+from ecdlib.base.cached import Arrays, cached
+from ecdlib.base.errors import EcdError
+from ecdlib.base.pieces import in_pieces
+from ecdlib.base.settings import Parameters
+from ecdlib.data.properties import labelled
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.density.valence import Valence, to_ours
-from ecdlib.features.collection import QUANTILE_NAMES, bundled_features, statistics
+from ecdlib.density.store import load_densities
+from ecdlib.density.valence import Valence, target_electrons, to_ours
+from ecdlib.features.collection import bundled_features, statistics
+from ecdlib.features.common_grid import bundled_grids, bundled_names
 from ecdlib.features.composition import magpie, magpie_features
+from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, pooled
 from ecdlib.learn.conversion_cost import Calibration
-from ecdlib.learn.evaluation import deal, scores
-from ecdlib.learn.experiments import read_partial, save_partial
-from ecdlib.learn.latents import POOLINGS, Autoencoder, bundled_grids, bundled_names, load_autoencoder, pooled
-from ecdlib.learn.portability import ROUTES, calibrating_compounds, load_fusion_movement
-from ecdlib.models.attention_cnn import AttentionCNN
+from ecdlib.learn.model_file import load_model
+from ecdlib.learn.portability import ROUTES, calibrating_compounds, conversion, pair_names
+from ecdlib.learn.protocol import Fit, fold_numbers, folds_of, joined, run_fits
+from ecdlib.learn.result import TEST, TRAIN, Result, finished, load_result
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
-from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
 
-#: Properties that the crystals are labelled with, and their units.
-PROPERTIES = {t: UNITS[t] for t in labelled("fusion")}
+#: Kinds of what is written: a result, and what predicts.
+KIND, MODEL_KIND = "fusion", "fusion model"
+if TYPE_CHECKING:
+    Target = str
+else:
+    Target = Literal[("all", *labelled("fusion"))]
+
+
+class FusionParameters(Parameters):
+    """Latents joined with composition: Table 1, parity, what counts, and what the protocol does."""
+
+    full: ClassVar[dict[str, Any]] = {"model": "lightgbm", "inputs": "latent+magpie", "trials": 50}
+    tiny: ClassVar[dict[str, Any]] = {"epochs": 1}
+
+    model: Literal["lightgbm", "attention"] = Field("lightgbm", description="gradient-boosted trees, or the network")
+    inputs: Literal[
+        "magpie", "latent", "latent+magpie", "pooled", "pooled+magpie", "correlations", "correlations+magpie"
+    ] = Field(
+        "magpie",
+        description="magpie: composition; latent: all values of the autoencoder's latent; pooled: their mean, "
+        "deviation and maximum over positions; correlations: 2-point and 1-point statistics of the density",
+    )
+    autoencoder: str = Field(DEFAULT_AUTOENCODER, description="that makes the latents: a shipped one, or a file")
+    crystals: Literal["densities", "all"] = Field(
+        "densities", description="the crystals with a density here, or all labelled ones (inputs=magpie)"
+    )
+    target: Target = Field("bulk_modulus", description="what is learned")
+    protocol: Literal["leak-free", "drop-outliers", "fit-on-all", "as-published"] = Field(
+        "leak-free",
+        description="drop-outliers: of the target, before splitting; fit-on-all: scaling and principal components "
+        "fitted on all rows; as-published: both",
+    )
+    cross_validate: bool = Field(True, description="five-fold cross-validation beside the published split")
+    components: int = Field(512, ge=1, description="principal components of the latents, for the trees")
+    trials: int = Field(0, ge=0, description="of the search for hyperparameters in each fit; 0: fixed ones")
+    epochs: int = Field(60, ge=1, description="at most, of the network")
 
 
 def density_features(p: FusionParameters) -> Floats:
@@ -44,11 +83,10 @@ def density_features(p: FusionParameters) -> Floats:
     """
     kind = p.inputs.removesuffix("+magpie")
     if kind == "correlations":
-        features, report = bundled_features()
-        return np.hstack([features, report[list(QUANTILE_NAMES)].to_numpy()])
+        return np.hstack(list(bundled_features()[0].values()))
     if kind == "magpie":
         return np.zeros((len(bundled_names()), 0))
-    trained = load_autoencoder(p.autoencoder)
+    trained = load_model(p.autoencoder, "autoencoder")
     latents = trained.encode(bundled_grids(trained.parameters.edge, trained.parameters.route))
     return pooled(latents) if kind == "pooled" else latents.reshape(len(latents), -1)
 
@@ -69,262 +107,230 @@ def inputs(p: FusionParameters) -> tuple[pd.DataFrame, Floats, int]:
     return crystals, np.hstack([density, composition]), density.shape[1]
 
 
-class FusionNetwork:
-    """Attention network on standardized features (see :class:`ecdlib.models.attention_cnn.AttentionCNN`).
-
-    Standardized features are cut off at ``LIMIT``: one that hardly varies among the training crystals is huge for a
-    crystal where it differs, and a network, unlike trees, goes wherever it is led.
-    """
-
-    LIMIT = 5.0
-
-    def __init__(self, p: FusionParameters, n_density: int, scaler: FusionScaler | None = None):
-        self.p, self.n_density, self.scaler = p, n_density, scaler
-
-    def fit(self, X: Floats, y: Floats) -> FusionNetwork:
-        """Fit on ``X (n, features)`` and ``y (n,)``; early stopping on a part of them that is set aside."""
-        self.scaler_ = self.scaler or FusionScaler(0).fit(X)
-        settings = TrainingSettings(
-            epochs=self.p.epochs,
-            batch_size=32,
-            learning_rate=2e-3,
-            first_cycle=self.p.epochs,
-            cycle_growth=1,
-            held_out=0.15,
-            patience=30,
-            seed=self.p.seed,
-        )
-        self.regressor_ = TorchRegressor(lambda: self.network(X.shape[1]), settings, self.p.device, progress=False)
-        self.regressor_.fit(self.scaled(self.scaler_, X), y)
-        return self
-
-    @classmethod
-    def scaled(cls, scaler: FusionScaler, X: Floats) -> Floats:
-        """Standardized features, cut off."""
-        return np.clip(scaler.transform(X), -cls.LIMIT, cls.LIMIT)
-
-    def network(self, n_features: int) -> AttentionCNN:
-        """Untrained network for that many features."""
-        if not self.n_density:
-            return AttentionCNN(0, 1, n_features)
-        trained = load_autoencoder(self.p.autoencoder).parameters
-        edge = trained.edge // 2 ** POOLINGS[trained.channels]
-        padding: Any = "circular" if trained.route == "periodic" else "zeros"
-        return AttentionCNN(trained.channels, edge, n_features - self.n_density, padding=padding)
-
-    def predict(self, X: Floats) -> Floats:
-        """``(n,)`` predictions."""
-        predicted: Floats = self.regressor_.predict(self.scaled(self.scaler_, X))
-        return predicted
-
-
 def n_reduced(p: FusionParameters, n_density: int) -> int:
     """How many of the first features LightGBM sees as principal components: whole latents and correlations."""
     return n_density if p.model == "lightgbm" and p.inputs.startswith(("latent", "correlations")) else 0
 
 
-def make_model(p: FusionParameters, n_density: int, scaler: FusionScaler | None = None) -> Any:
-    """Unfitted estimator."""
-    if p.model == "attention":
-        return FusionNetwork(p, n_density, scaler)
-    return FusionLightGBM(n_reduced(p, n_density), p.components, p.trials, p.seed, scaler)
+def make_model(
+    p: FusionParameters, n_density: int, scaler: FusionScaler | None = None, checkpoint: Path | None = None
+) -> Any:
+    """Unfitted estimator for features of which the first ``n_density`` are from the density."""
+    if p.model == "lightgbm":
+        return FusionLightGBM(n_reduced(p, n_density), p.components, p.trials, p.seed, scaler)
+    from ecdlib.models.fusion_network import FusionNetwork
+
+    latents: dict[str, Any] = {}
+    if n_density:
+        trained = load_model(p.autoencoder, "autoencoder").parameters
+        latents["channels"], latents["edge"] = trained.channels, trained.edge // 2 ** POOLINGS[trained.channels]
+        latents["padding"] = "circular" if trained.route == "periodic" else "zeros"
+    file = None if checkpoint is None else str(checkpoint)
+    return FusionNetwork(**latents, epochs=p.epochs, seed=p.seed, device=p.device, scaler=scaler, checkpoint=file)
 
 
-@dataclass(frozen=True)
-class FusionResult:
-    """All predictions of one model with one kind of inputs; NaN where there is none. Columns: the targets."""
-
-    names: Any  #: crystals
-    truth: Floats  #: ``(n, targets)``
-    tested: Floats  #: predictions for the published test crystals, by models that saw the published train and val
-    crossed: Floats  #: out-of-fold predictions of five-fold cross-validation
-    fold: Any  #: fold of each crystal
-    meta: dict[str, Any]  #: parameters, targets, seconds, notes of each fit, provenance
-
-    def scores(self, target: str, which: str = "crossed") -> dict[str, float]:
-        """``n``, ``R2``, ``MAE``, ``RMSE``, ``MAPE`` (percent, of crystals whose value is not within 1 % of zero)."""
-        t = self.meta["targets"].index(target)
-        truth, predicted = self.truth[:, t], getattr(self, which)[:, t]
-        known = np.isfinite(truth) & np.isfinite(predicted)
-        truth, predicted = truth[known], predicted[known]
-        away = np.abs(truth) > 0.01 * np.abs(truth).max()
-        mape = float(np.abs((predicted - truth) / np.where(away, truth, 1))[away].mean() * 100)
-        return {"n": int(known.sum())} | scores(truth, predicted) | {"MAPE": mape}
-
-
-def run_fusion(
-    p: FusionParameters, out: Path, *, name: str = "ecd train-fusion", progress: bool = True
-) -> FusionResult:
-    """Evaluate a model on the published split and, if asked for, in five-fold cross-validation; write all predictions.
+def run_fusion(p: FusionParameters, out: Path, *, name: str = "ecd train-fusion", progress: bool = True) -> Result:
+    """Evaluate a model on the published split and, if asked for, in five-fold cross-validation; resumes between fits.
 
     ``protocol="leak-free"`` fits everything on training data. ``"drop-outliers"`` removes outliers of the target
     (1.5 interquartile ranges) before the split, ``"fit-on-all"`` fits scaling and principal components on all rows,
-    ``"as-published"`` does both. After an interruption, the same call goes on where it stopped.
+    ``"as-published"`` does both.
+
+    Returns:
+        ``fitted`` holds predictions for the published test crystals, by models that saw the published training and
+        validation crystals; ``crossed`` those of the cross-validation. ``meta["notes"]``: what the search or the
+        training of each fit ended with.
 
     Raises:
-        EcdError: inputs without a density, a file of other parameters in the way.
+        EcdError: inputs without a density; see also :func:`ecdlib.base.pieces.in_pieces` and
+            :func:`ecdlib.learn.result.finished`.
     """
-    if out.is_file():
-        if (finished := load_fusion(out)).meta["parameters"] != p.model_dump():
-            raise EcdError(out, "holds a result of other parameters", "Remove it, or choose another name with -o.")
-        return finished
+    if found := finished(out, KIND, p):
+        return found
     crystals, X, n_density = inputs(p)
-    targets = [p.target] if p.target != "all" else list(PROPERTIES)
+    targets = [p.target] if p.target != "all" else labelled("fusion")
     truth = crystals[targets].to_numpy(dtype=float)
-    test = (crystals["original_split"] == "test").to_numpy()
-    fold = deal(len(crystals), 5, p.seed)
-    partial = out.with_suffix(".partial.npz")
-    label = json.dumps([p.model_dump()])
-    done: dict[str, Any] = {"label": label, "made_by": json.dumps(provenance(name, p.model_dump(), 0))}
-    if partial.is_file():
-        found = read_partial(partial)
-        if str(found["label"]) != label:
-            raise EcdError(partial, "holds an interrupted run of other parameters or data", "Remove it and run again.")
-        done = found
-    parts = [("split", test)] + ([(f"fold-{k}", fold == k) for k in range(5)] if p.cross_validate else [])
-    for t, target in enumerate(targets):
-        known = np.isfinite(truth[:, t])
-        if p.protocol in ("drop-outliers", "as-published"):
-            low, high = np.nanpercentile(truth[:, t], [25, 75])
-            known &= np.abs(truth[:, t] - (low + high) / 2) <= 2 * (high - low)
-        scaler = None
-        if p.protocol in ("fit-on-all", "as-published"):
-            scaler = FusionScaler(n_reduced(p, n_density), p.components).fit(X)
-        for part, held in parts:
-            key = f"{target}/{part}"
-            if key in done:
-                continue
-            begun = time.perf_counter()
-            model = make_model(p, n_density, scaler).fit(X[known & ~held], truth[known & ~held, t])
-            predicted = np.full(len(X), np.nan)
-            predicted[known & held] = model.predict(X[known & held])
-            done[key], done[f"{key}/seconds"] = predicted, time.perf_counter() - begun
-            done[f"{key}/note"] = json.dumps(_note(model))
-            save_partial(partial, done)
-            if progress:
-                s = scores(truth[known & held, t], predicted[known & held])
-                seconds = done[f"{key}/seconds"]
-                print(f"{key}: R2 {s['R2']:.3f}, MAE {s['MAE']:.3g}, {seconds:.0f} s", flush=True)
-    made_by = json.loads(str(done["made_by"]))
-    made_by["seconds"] = round(sum(float(v) for k, v in done.items() if k.endswith("/seconds")), 1)
-    notes = {k.removesuffix("/note"): json.loads(str(v)) for k, v in done.items() if k.endswith("/note")}
-    meta = {"parameters": p.model_dump(), "targets": targets, "notes": notes, "provenance": made_by}
-    tested = np.stack([done[f"{t}/split"] for t in targets], 1)
-    crossed = np.full(truth.shape, np.nan)
-    for t, target in enumerate(targets):
-        for part, held in parts[1:]:
-            crossed[held, t] = done[f"{target}/{part}"][held]
-    with atomic_write(out) as temporary:
-        np.savez_compressed(
-            temporary,
+    test, fold = (crystals["original_split"] == "test").to_numpy(), fold_numbers(len(crystals), 5, p.seed)
+    fitted, crossed = np.full(truth.shape, np.nan), np.full(truth.shape, np.nan)
+    with in_pieces(out, name, p.model_dump()) as pieces:
+        for t, target in enumerate(targets):
+            known, scaler = _kept(truth[:, t], p), None
+            if p.protocol in ("fit-on-all", "as-published"):
+                scaler = FusionScaler(n_reduced(p, n_density), p.components).fit(X)
+            split = Fit(f"{target}-split", known & ~test, known & test)
+            folds = folds_of(fold, f"{target}-fold", known) if p.cross_validate else []
+
+            def fit(f: Fit, t: int = t, scaler: FusionScaler | None = scaler) -> dict[str, Any]:
+                model = make_model(p, n_density, scaler, pieces.checkpoint(f.name)).fit(X[f.train], truth[f.train, t])
+                predicted = np.full(len(X), np.nan)
+                predicted[f.test] = model.predict(X[f.test])
+                return {"predicted": predicted, "note": np.array(json.dumps(_note(model)))}
+
+            run_fits(pieces, [split, *folds], fit, progress)
+            fitted[:, t], crossed[:, t] = joined(pieces, [split]), joined(pieces, folds)
+        Result(
             names=np.array(list(crystals.index)),
             truth=truth,
-            tested=tested.astype(np.float32),
-            crossed=crossed.astype(np.float32),
+            role=np.where(test, TEST, TRAIN).astype(np.int8)[None],
+            fitted=fitted[None],
+            crossed=crossed,
             fold=fold,
-            meta=np.array(json.dumps(meta)),
-        )
-    partial.unlink()
-    return load_fusion(out)
+            meta={
+                "kind": KIND,
+                "targets": targets,
+                "parameters": p.model_dump(),
+                "notes": {name: json.loads(str(pieces.load(name)["note"])) for name in pieces.names},
+                "provenance": pieces.provenance(),
+            },
+        ).write(out)
+    return load_result(out, KIND)
+
+
+def _kept(values: Floats, p: FusionParameters) -> NDArray[np.bool_]:
+    """Crystals with a label that the protocol does not drop."""
+    known = np.isfinite(values)
+    if p.protocol in ("drop-outliers", "as-published"):
+        low, high = np.nanpercentile(values, [25, 75])
+        known &= np.abs(values - (low + high) / 2) <= 2 * (high - low)
+    return known
 
 
 def _note(model: Any) -> dict[str, Any]:
     """What the search or the training of one fit ended with."""
-    if isinstance(model, FusionNetwork):
+    if hasattr(model, "regressor_"):
         return {"epochs": len(model.regressor_.losses_)}
     return {"rounds": model.rounds_, **{k: round(float(v), 5) for k, v in model.parameters_.items()}}
 
 
-def load_fusion(path: str | os.PathLike[str]) -> FusionResult:
-    """Read what :func:`run_fusion` wrote.
+def train_final(
+    p: FusionParameters, evaluated: Result, out: Path, *, name: str = "ecd train-fusion", progress: bool = True
+) -> FusionModel:
+    """Train on all crystals and write what predicts; resumes between properties.
 
-    Raises:
-        EcdError: missing or damaged file.
-    """
-    try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            arrays = {key: z[key] for key in ("names", "truth", "tested", "crossed", "fold")}
-            return FusionResult(**arrays, meta=json.loads(str(z["meta"])))
-    except DAMAGED as error:
-        raise EcdError(path, "is no readable result", "Make it with `ecd train-fusion`.") from error
-
-
-def shipped_fusion() -> dict[str, FusionResult]:
-    """Results that ship with the project, by the name of their file."""
-    return {name: load_fusion(data_file(f"fusion/{name}.npz")) for name in bundled_in("fusion")}
-
-
-def train_final(p: FusionParameters, evaluated: FusionResult, out: Path, name: str = "ecd train-fusion") -> None:
-    """Train on all crystals and write what predicts, with the out-of-fold predictions that tell its uncertainty.
+    With it go the out-of-fold predictions that tell its uncertainty, and its predictions from both densities of each
+    pair, which tell what the conversion of a density costs.
 
     Args:
         p: the parameters of ``evaluated``.
         evaluated: its five-fold cross-validation.
         out: file to write (``.npz``).
     """
-    begun = time.perf_counter()
-    made_by = provenance(name, p.model_dump(), 0)
+    if out.is_file():
+        found: FusionModel = load_model(out, MODEL_KIND)
+        p.confirm(found.meta["parameters"], out)
+        return found
     crystals, X, n_density = inputs(p)
     scaler = FusionScaler(n_reduced(p, n_density), p.components).fit(X)
-    arrays: dict[str, Any] = {f"scaler/{k}": v for k, v in scaler.state.items()}
-    for target in evaluated.meta["targets"]:
-        y = crystals[target].to_numpy(dtype=float)
-        known = np.isfinite(y)
-        model = make_model(p, n_density, scaler).fit(X[known], y[known])
-        if p.model == "lightgbm":
-            arrays[f"{target}/trees"] = np.frombuffer(model.booster_.model_to_string().encode(), dtype=np.uint8)
-        else:
-            regressor = model.regressor_
-            arrays |= {f"{target}/{k}": v.cpu().numpy() for k, v in regressor.module_.state_dict().items()}
-            arrays[f"{target}/target"] = np.array([regressor.mean_[0], regressor.scale_[0]])
-        t = evaluated.meta["targets"].index(target)
-        arrays[f"{target}/out-of-fold"] = np.stack([evaluated.truth[:, t], evaluated.crossed[:, t]], 1)[known]
-    made_by["seconds"] = round(time.perf_counter() - begun, 1)
-    meta = {"parameters": p.model_dump(), "targets": evaluated.meta["targets"], "provenance": made_by}
-    meta |= {"density_features": n_density, "features": X.shape[1]}
-    with atomic_write(out) as temporary:
-        np.savez_compressed(temporary, **arrays, names=np.array(list(crystals.index)), meta=np.array(json.dumps(meta)))
+    with in_pieces(out, name, p.model_dump()) as pieces:
+        for t, target in enumerate(evaluated.targets):
+            if target in pieces:
+                continue
+            begun = time.perf_counter()
+            y = crystals[target].to_numpy(dtype=float)
+            known = np.isfinite(y)
+            model = make_model(p, n_density, scaler, pieces.checkpoint(target)).fit(X[known], y[known])
+            if p.model == "lightgbm":
+                arrays = {"trees": np.frombuffer(model.booster_.model_to_string().encode(), dtype=np.uint8)}
+            else:
+                regressor = model.regressor_
+                arrays = {k: v.cpu().numpy() for k, v in regressor.module_.state_dict().items()}
+                arrays["target"] = np.array([regressor.mean_[0], regressor.scale_[0]])
+            arrays["out-of-fold"] = np.stack([evaluated.truth[:, t], evaluated.crossed[:, t]], 1)[known]
+            pieces.save(target, arrays, time.perf_counter() - begun)
+        state = {f"{target}/{k}": v for target in evaluated.targets for k, v in pieces.load(target).items()}
+        state |= {f"scaler/{k}": v for k, v in scaler.state.items()}
+        used = autoencoder_used(p)
+        meta = {
+            "kind": MODEL_KIND,
+            "targets": evaluated.targets,
+            "parameters": p.model_dump(),
+            "density_features": n_density,
+            "features": X.shape[1],
+            "autoencoder": None if used is None else used.digest,
+            "provenance": pieces.provenance(),
+        }
+        state["names"] = np.array(list(crystals.index))
+        moved = FusionModel(state, meta, str(out)).of_pairs(pair_features(p, progress))
+        write_archive(out, state | {f"pairs/{route}": values for route, values in moved.items()}, meta)
+    written: FusionModel = load_model(out, MODEL_KIND)
+    return written
+
+
+def autoencoder_used(p: FusionParameters) -> Autoencoder | None:
+    """The one that makes the latents; None for inputs without."""
+    return load_model(p.autoencoder, "autoencoder") if p.inputs.startswith(("latent", "pooled")) else None
+
+
+def features_of(density: ChargeDensity, inputs: str, autoencoder: Autoencoder | None) -> Floats:
+    """``(features,)`` of one density (see :class:`FusionParameters`)."""
+    kind, parts = inputs.removesuffix("+magpie"), []
+    if autoencoder is not None:
+        latent = autoencoder.latent(density)[None]
+        parts.append((pooled(latent) if kind == "pooled" else latent).ravel())
+    if kind == "correlations":
+        parts += statistics(density).values()
+    if inputs.endswith("magpie"):
+        parts.append(magpie_features([density.formula])[0])
+    return np.hstack(parts)
+
+
+def pair_features(p: FusionParameters, progress: bool = True) -> dict[str, Floats]:
+    """Features of the pairs, ``(pairs, features)``: ``"own"`` of the standard density, and those of the other one by
+    route (:data:`ecdlib.learn.portability.ROUTES`, without smoothing); NaN where a route is not for a pair.
+
+    Computed once and cached, in minutes.
+    """
+    used = autoencoder_used(p)
+
+    def make() -> Arrays:
+        own, other = load_densities("cubic"), load_densities("pairs")
+        rows: dict[str, list[Floats]] = {route: [] for route in ("own", *ROUTES)}
+        for name in tqdm(other.names, desc="Pairs", unit="pair", disable=not progress):
+            as_own = Valence({e: target_electrons(e, "gpaw") for e in own[name].species}, True, "")
+            found = {"own": to_ours(own[name]), "as computed": to_ours(other[name], as_own)}
+            for route in ROUTES[1:]:
+                if name in pair_names(route):
+                    found[route] = to_ours(other[name], *conversion(other[name], route))
+            for key, values in rows.items():
+                values.append(features_of(found[key], p.inputs, used) if key in found else values[0] * np.nan)
+        return {key: np.stack(values) for key, values in rows.items()}
+
+    return cached("fusion-pairs", make, p.inputs, used and used.digest)
 
 
 @dataclass(frozen=True)
 class FusionModel:
     """A trained model for several properties: what :func:`train_final` wrote."""
 
-    arrays: dict[str, Any]
-    names: Any  #: crystals it was trained on
+    arrays: Mapping[str, Any]
     meta: dict[str, Any]
-    source: str
-
-    portable: ClassVar[bool] = True  #: it takes densities of any valence convention
+    source: str = ""
+    portable: ClassVar[bool] = True  #: takes densities of any valence convention
 
     @classmethod
-    def from_file(cls, arrays: dict[str, Any], meta: dict[str, Any], source: str) -> FusionModel:
-        """From what the file holds."""
-        return cls({k: v for k, v in arrays.items() if "/" in k}, arrays["names"], meta, source)
+    def from_file(cls, arrays: Mapping[str, Any], meta: dict[str, Any], source: str) -> Self:
+        """From what a file holds.
 
-    @property
-    def targets(self) -> list[str]:
-        """What it predicts."""
-        return list(self.meta["targets"])
+        Raises:
+            KeyError: a damaged file.
+        """
+        arrays["names"], arrays["scaler/mean"], meta["parameters"], meta["targets"], meta["autoencoder"]
+        return cls(arrays, meta, source)
 
-    @property
+    @cached_property
     def trained_on(self) -> tuple[str, ...]:
         """Names of its training crystals."""
-        return tuple(self.names)
+        return tuple(self.arrays["names"].tolist())
 
     @property
     def features_key(self) -> str:
         """Models of one key share their features."""
         return self.source
 
-    def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
-        """See :func:`ecdlib.learn.conversion_cost.movement`."""
-        table = load_fusion_movement()
-        mine = table["model"] == f"fusion-{self.meta['parameters']['model']}"
-        table = table[mine & (table["property"] == target)].set_index("pair")
-        moved = table[list(ROUTES)].sub(table["own"], axis=0)
-        moved.loc[calibrating_compounds(), "calibrated"] = np.nan
-        return moved.div(table["own"], axis=0) if relative else moved
+    @property
+    def targets(self) -> list[str]:
+        """Properties that it predicts."""
+        return list(self.meta["targets"])
 
     @cached_property
     def parameters(self) -> FusionParameters:
@@ -337,14 +343,22 @@ class FusionModel:
         return FusionScaler.from_state(self._part("scaler"))
 
     @cached_property
-    def autoencoder(self) -> Autoencoder:
-        """Where its latents come from."""
-        return load_autoencoder(self.parameters.autoencoder)
+    def autoencoder(self) -> Autoencoder | None:
+        """Where its latents come from.
+
+        Raises:
+            EcdError: another autoencoder of the same name.
+        """
+        used = autoencoder_used(self.parameters)
+        if used is not None and used.digest != self.meta["autoencoder"]:
+            problem = f"was trained with another autoencoder named {self.parameters.autoencoder}"
+            raise EcdError(self.source, problem, "Train it again with `ecd train-fusion --final`.")
+        return used
 
     @cached_property
     def models(self) -> dict[str, Any]:
-        """The fitted model of each property."""
-        return {target: self._model(target) for target in self.meta["targets"]}
+        """The fitted booster or network of each property."""
+        return {target: self._model(target) for target in self.targets}
 
     def _part(self, prefix: str) -> dict[str, Any]:
         return {k.removeprefix(f"{prefix}/"): v for k, v in self.arrays.items() if k.startswith(f"{prefix}/")}
@@ -357,66 +371,83 @@ class FusionModel:
             return lightgbm.Booster(model_str=part["trees"].tobytes().decode())
         import torch
 
-        network = FusionNetwork(self.parameters, self.meta["density_features"]).network(self.meta["features"])
+        network = make_model(self.parameters, self.meta["density_features"]).network(self.meta["features"])
         weights = {k: torch.from_numpy(v) for k, v in part.items() if k not in ("target", "out-of-fold")}
         network.load_state_dict(weights)
         return network.eval()
 
     def features(
-        self, density: ChargeDensity, valence: Valence | None = None, calibration: Calibration | None = None
+        self,
+        density: ChargeDensity,
+        valence: Valence | None = None,
+        calibration: Calibration | None = None,
     ) -> Floats:
         """``(1, features)`` of one density; one of another valence is converted first, without smoothing.
 
         Args:
-            valence, calibration: see :func:`ecdlib.density.valence.to_ours`.
+            valence, calibration: see :func:`ecdlib.density.valence.to_convention`.
 
         Raises:
             EcdError: a valence that is not known.
         """
-        density = to_ours(density, valence, calibration)
-        kind = self.parameters.inputs.removesuffix("+magpie")
-        parts = []
-        if kind in ("latent", "pooled"):
-            latent = self.autoencoder.latent(density)[None]
-            parts.append(pooled(latent) if kind == "pooled" else latent.reshape(1, -1))
-        if kind == "correlations":
-            parts.append(np.hstack(statistics(density))[None])
-        if self.parameters.inputs.endswith("magpie"):
-            parts.append(magpie_features([density.formula]))
-        return np.hstack(parts)
+        converted = to_ours(density, valence, calibration)
+        return features_of(converted, self.parameters.inputs, self.autoencoder)[None]
+
+    def values(self, features: Floats, target: str) -> Floats:
+        """``(n,)`` predictions for ``(n, features)``."""
+        model = self.models[target]
+        if f"{target}/trees" in self.arrays:
+            values: Floats = model.predict(self.scaler.transform(features), num_threads=1)
+            return values
+        import torch
+
+        from ecdlib.models.fusion_network import FusionNetwork
+
+        mean, scale = self.arrays[f"{target}/target"]
+        with torch.no_grad():
+            X = torch.from_numpy(FusionNetwork.scaled(self.scaler, features).astype(np.float32))
+            return model(X)[:, 0].numpy().astype(float) * scale + mean
 
     def predict(self, features: Floats, target: str) -> tuple[float, float]:
         """Value and standard deviation: root mean square of the out-of-fold errors where predictions were similar."""
-        model = self.models[target]
-        if f"{target}/trees" in self.arrays:
-            value = float(model.predict(self.scaler.transform(features), num_threads=1)[0])
-        else:
-            import torch
-
-            X = FusionNetwork.scaled(self.scaler, features)
-            mean, scale = self.arrays[f"{target}/target"]
-            with torch.no_grad():
-                value = float(model(torch.from_numpy(X.astype(np.float32)))[0, 0]) * scale + mean
+        value = float(self.values(features, target)[0])
         truth, predicted = self.arrays[f"{target}/out-of-fold"].T
         similar = np.argsort(np.abs(predicted - value))[:100]
-        return float(value), float(np.sqrt(((predicted - truth)[similar] ** 2).mean()))
+        return value, float(np.sqrt(((predicted - truth)[similar] ** 2).mean()))
 
+    def of_pairs(self, features: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Predictions ``(pairs, properties)`` for what :func:`pair_features` gives."""
+        found = {}
+        for route, X in features.items():
+            known = np.isfinite(X).all(1)
+            found[route] = np.full((len(X), len(self.targets)), np.nan)
+            found[route][known] = np.stack([self.values(X[known], t) for t in self.targets], 1)
+        return found
 
-def load_fusion_model(name: str | Path) -> FusionModel:
-    """A trained model: the name of a shipped one (``"fusion-lightgbm"``), or a file of ``ecd train-fusion --final``.
+    def pairs(self, target: str) -> pd.DataFrame:
+        """Its predictions for the pairs: one row each, columns ``own`` (from the standard density) and one a route.
 
-    Raises:
-        EcdError: no such model, damaged file, or a model made with another autoencoder of the same name.
-    """
-    path = name if isinstance(name, Path) else data_file(f"models/{name}.npz")
-    try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            arrays = {k: z[k] for k in z.files if "/" in k}
-            model = FusionModel(arrays, z["names"], json.loads(str(z["meta"])), str(path))
-    except DAMAGED as error:
-        raise EcdError(path, "is no readable model", "Make it with `ecd train-fusion --final`.") from error
-    used = f"autoencoders/{model.parameters.autoencoder}.npz"
-    then, now = model.meta["provenance"]["data"].get(used), load_manifest().get(used, {}).get("sha256", "")[:12]
-    if model.parameters.inputs.startswith(("latent", "pooled")) and then is not None and then != now:
-        raise EcdError(path, f"was trained with another {used}", "Train it again with `ecd train-fusion --final`.")
-    return model
+        Raises:
+            EcdError: none are stored.
+        """
+        stored, t = self._part("pairs"), self.targets.index(target)
+        if not stored:
+            what = "holds no predictions of the pairs, so that it is not known what a conversion costs"
+            raise EcdError(self.source, what, "Train it with `ecd train-fusion --final`.")
+        return pd.DataFrame({r: values[:, t] for r, values in stored.items()}, index=load_densities("pairs").names)
+
+    def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
+        """How far a change of the valence convention moves predictions: one row for each pair, one column a route.
+
+        Compounds that a calibration is fitted to have none in the column ``"calibrated"``.
+
+        Args:
+            relative: to the prediction from the standard density.
+
+        Raises:
+            EcdError: see :meth:`pairs`.
+        """
+        table = self.pairs(target)
+        moved = table[list(ROUTES)].sub(table["own"], axis=0)
+        moved.loc[calibrating_compounds(), "calibrated"] = np.nan
+        return moved.div(table["own"], axis=0) if relative else moved

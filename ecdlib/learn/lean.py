@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,11 +22,11 @@ from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import Valence, recognize
-from ecdlib.features.collection import QUANTILE_NAMES, FeatureSettings, bundled_features, statistics
+from ecdlib.features.collection import FEATURES, Blocks, FeatureSettings, bundled_features, statistics
 from ecdlib.learn.conversion_cost import Calibration, movement
 from ecdlib.learn.domain import DEFAULT_MODEL
 from ecdlib.learn.evaluation import nmae
-from ecdlib.learn.portability import ROUTES, Route, pair_names, pair_statistics
+from ecdlib.learn.portability import ROUTES, Route, pair_features, pair_names
 from ecdlib.learn.protocol import Fit, fold_numbers, folds_of, joined, run_fits
 from ecdlib.learn.result import TEST, TRAIN, Result, finished, load_result
 from ecdlib.models import MODELS
@@ -85,7 +86,7 @@ class TrainingParameters(Parameters):
     @property
     def takes_features(self) -> bool:
         """Whether the model takes features of the density, not the density itself or a formula."""
-        return MODELS[self.model].inputs in ("correlations", "statistics")
+        return set(MODELS[self.model].inputs) <= set(FEATURES)
 
     @property
     def file_name(self) -> str:
@@ -210,12 +211,15 @@ def channel_settings(p: TrainingParameters) -> list[FeatureSettings]:
     return [FeatureSettings(size=p.size, voxel=p.voxel, convention=c) for c in conventions]
 
 
-def stack_channels(model: str, channels: list[Floats]) -> Floats:
-    """What a model takes, from the ``(n, k + 12)`` statistics of each channel."""
-    if MODELS[model].inputs == "statistics":
-        return np.hstack(channels)
-    correlations = [c[:, : -len(QUANTILE_NAMES)] for c in channels]
-    return np.stack(correlations, axis=1) if len(channels) > 1 else correlations[0]
+def stack_channels(model: str, channels: list[Blocks]) -> Floats:
+    """What a model takes, from the features of each channel: ``(n, features)``, blocks and channels side by side.
+
+    Of a model that takes one block, several channels are ``(n, channels, features)``.
+    """
+    rows = [np.hstack([blocks[name] for name in MODELS[model].inputs]) for blocks in channels]
+    if len(rows) > 1 and len(MODELS[model].inputs) == 1:
+        return np.stack(rows, axis=1)
+    return np.hstack(rows)
 
 
 def inputs(p: TrainingParameters, names: list[str]) -> Any:
@@ -228,10 +232,10 @@ def inputs(p: TrainingParameters, names: list[str]) -> Any:
         for s in channel_settings(p):
             features, report = bundled_features(s, names if p.crystals else None)
             rows = report.index.get_indexer(pd.Index(names))
-            channels.append(np.hstack([features[rows], report[list(QUANTILE_NAMES)].to_numpy()[rows]]))
+            channels.append({block: values[rows] for block, values in features.items()})
         return stack_channels(p.model, channels)
     store = load_densities("cubic")
-    if MODELS[p.model].inputs == "composition":
+    if MODELS[p.model].inputs == ("composition",):
         return store.table.loc[names, "formula"].to_numpy()
     cells = (redistribute_negative_charge(to_conventional(store[name])).density for name in names)
     return np.stack([resample(cell.values, (p.grid,) * 3).astype(np.float32) for cell in cells])[:, None]
@@ -242,7 +246,7 @@ def pair_inputs(p: TrainingParameters) -> dict[Route, Floats]:
     if not p.takes_features or p.crystals:
         return {}
     routes: list[Route] = [r for r in ROUTES if (r == "as computed") == (p.convention == "computed")]
-    return {r: stack_channels(p.model, [pair_statistics(s, r) for s in channel_settings(p)]) for r in routes}
+    return {r: stack_channels(p.model, [pair_features(s, r) for s in channel_settings(p)]) for r in routes}
 
 
 def table2_errors(result: Result, target: str) -> dict[str, float]:
@@ -313,8 +317,8 @@ class LeanModel:
 
     def features(
         self, density: ChargeDensity, valence: Valence | None = None, calibration: Calibration | None = None
-    ) -> list[Floats]:
-        """Distinct values of the autocorrelation and quantiles of the density, of each channel.
+    ) -> list[Blocks]:
+        """Features of the density in each channel.
 
         Args:
             valence, calibration: for a portable model (see :func:`ecdlib.density.valence.to_convention`).
@@ -324,7 +328,7 @@ class LeanModel:
         """
         dataset = density.symmetry(1e-2)
         number = 0 if dataset is None else int(dataset.number)
-        if number < 195 and self.parameters.model.startswith("octahedral"):
+        if number < 195 and MODELS[self.parameters.model].cubic:
             remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
             raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
         if self.portable and valence is None:
@@ -332,7 +336,7 @@ class LeanModel:
         if not self.portable and "smoothed" in (density.convention or ""):
             what = f"is converted ({density.convention}), the model takes densities as computed"
             raise EcdError(density.name, what, f"Give the original, or take --model {DEFAULT_MODEL}.")
-        return [np.hstack(statistics(density, s, valence, calibration)) for s in self.features_key]
+        return [statistics(density, s, valence, calibration) for s in self.features_key]
 
     @cached_property
     def estimator(self) -> Any:
@@ -347,7 +351,7 @@ class LeanModel:
             remedy = "Train it again with `ecd train`."
             raise EcdError(self.source, f"its weights do not fit the model {self.parameters.model}", remedy) from error
 
-    def predict(self, features: list[Floats], target: str) -> tuple[float, float]:
+    def predict(self, features: list[Blocks], target: str) -> tuple[float, float]:
         """Value and standard deviation for one crystal.
 
         A Gaussian process states its own standard deviation; for a network it is the root mean square error on
@@ -356,8 +360,9 @@ class LeanModel:
         Args:
             features: see :meth:`features`.
         """
-        taken = stack_channels(self.parameters.model, [channel[None] for channel in features])
-        if MODELS[self.parameters.model].inputs == "statistics":
+        rows = [{name: values[None] for name, values in blocks.items()} for blocks in features]
+        taken = stack_channels(self.parameters.model, rows)
+        if "return_std" in signature(self.estimator.predict).parameters:
             value, std = self.estimator.predict(taken, return_std=True)
             return float(value[0]), float(std[0])
         r, t = self.result, self.result.column(target)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Hashable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 
+from ecdlib.base.archive import read_archive
 from ecdlib.base.errors import DAMAGED, EcdError
+from ecdlib.base.lazy import lazy
 from ecdlib.base.resources import bundled_in, data_file
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.valence import Valence
 from ecdlib.learn.conversion_cost import Calibration
 
-#: Class of each kind of model; adding one is a line. Its ``from_file(arrays, meta, source)`` makes it.
+#: What makes a model of each kind from ``arrays, meta, source``; adding one is a line.
 KINDS = {
-    "lean": "ecdlib.learn.lean:LeanModel",
-    "fusion model": "ecdlib.learn.fusion:FusionModel",
+    "lean": lazy("ecdlib.learn.lean:LeanModel.from_file"),
+    "fusion model": lazy("ecdlib.learn.fusion:FusionModel.from_file"),
+    "elasticity model": lazy("ecdlib.learn.elasticity:ElasticityModel.from_file"),
+    "autoencoder": lazy("ecdlib.learn.autoencoder:Autoencoder.from_file"),
 }
 #: Folders of the data that hold models, the first ones first.
-FOLDERS = ("models", "portable", "results")
+FOLDERS = ("models", "portable", "results", "autoencoders")
 
 
 class DensityModel(Protocol):
@@ -83,13 +84,11 @@ def load_model(path: str | os.PathLike[str], kind: str | None = None) -> Any:
     """
     (file,) = model_files(path)
     try:
-        with open(file, "rb") as f, np.load(f, allow_pickle=False) as z:
-            arrays = {key: z[key] for key in z.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        found = meta.get("kind", "fusion model" if "density_features" in meta else "")
+        arrays, meta = read_archive(file)
+        found = meta.get("kind", "")
         if found != (kind or found) or found not in KINDS:
-            raise EcdError(file, f"holds {found}, not {kind or 'a model'}", f"Give one of: {', '.join(KINDS)}.")
-        module, name = KINDS[found].split(":")
-        return getattr(import_module(module), name).from_file(arrays, meta, str(file))
+            problem = f"is of the kind '{found}', not '{kind}'" if kind else "is not a trained model"
+            raise EcdError(file, problem, f"Give one of the kind: {kind or ', '.join(KINDS)}.")
+        return KINDS[found](arrays, meta, str(file))
     except DAMAGED as error:
         raise EcdError(file, "is not a readable model", "Train it again.") from error

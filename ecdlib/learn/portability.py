@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
-import pandas as pd
 from pymatgen.core import Composition
 from tqdm import tqdm
 
 from ecdlib.base.cached import Arrays, cached
-from ecdlib.base.resources import data_file, read_once
-from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.base.resources import read_once
+from ecdlib.density.core import ChargeDensity
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import (
     SMOOTHING,
@@ -25,7 +24,7 @@ from ecdlib.density.valence import (
     target_electrons,
     to_convention,
 )
-from ecdlib.features.collection import FeatureSettings, statistics
+from ecdlib.features.collection import FEATURES, Blocks, FeatureSettings, statistics
 
 #: Ways to take a density of a pair's other set: as it is; whole shells of the standard set added and removed, all that
 #: can be done for potentials of which only the shells are known; the same with two numbers calibrated on one compound
@@ -99,8 +98,8 @@ def pair_names(route: Route = "radial functions") -> list[str]:
     return [n for n in names if route != "calibrated" or not set(changed_elements(n)) & set(LEFT_OUT)]
 
 
-def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
-    """Correlations and quantiles of the pairs' other densities, ``(pairs, k + 12)``; computed once and cached.
+def pair_features(settings: FeatureSettings, route: Route) -> Blocks:
+    """Features of the pairs' other densities, ``(pairs, features)`` in each block; computed once and cached.
 
     Args:
         settings: its convention is ``"computed"`` with the route ``"as computed"`` only.
@@ -112,12 +111,12 @@ def pair_statistics(settings: FeatureSettings, route: Route) -> Floats:
         for name in tqdm(pair_names(route), desc=f"Pairs, {route}", unit="density"):
             density = store[name]
             if route == "as computed":
-                rows.append(np.hstack(statistics(density, settings)))
+                rows.append(statistics(density, settings))
             else:
-                rows.append(np.hstack(statistics(density, settings, *conversion(density, route))))
-        return {"statistics": np.stack(rows)}
+                rows.append(statistics(density, settings, *conversion(density, route)))
+        return {block: np.stack([row[block] for row in rows]) for block in FEATURES}
 
-    return cached("pairs", make, settings, route)["statistics"]
+    return cached("pairs", make, settings, route)
 
 
 def spectra_apart(name: str, route: Route, smoothing: float = SMOOTHING) -> float:
@@ -144,35 +143,3 @@ def has_d_electrons(electrons: Mapping[str, int]) -> bool:
 def pair_has_d_electrons(name: str) -> bool:
     """The same for the potentials that change between the densities of a pair."""
     return has_d_electrons({e: _other_sets()[e] for e in changed_elements(name)})
-
-
-def fusion_movement() -> pd.DataFrame:
-    """Predictions of the shipped fusion models from both densities of each pair; `load_fusion_movement` reads them.
-
-    Columns: model, pair, property, ``own`` (from the standard density), and one for each route. The densities are
-    converted without smoothing. Takes minutes.
-    """
-    from ecdlib.learn.predict import load_predictors
-
-    own, other, rows = load_densities("cubic"), load_densities("pairs"), []
-    for model in ("fusion-lightgbm", "fusion-attention"):
-        predictors = load_predictors(model)
-        for name in tqdm(other.names, desc=model, unit="pair"):
-            as_own = Valence({e: target_electrons(e, "gpaw") for e in own[name].species}, True, "")
-            features = {
-                "own": predictors[0].model.features(own[name]),
-                "as computed": predictors[0].model.features(other[name], as_own),
-            }
-            for route in ROUTES[1:]:
-                if name in pair_names(route):
-                    features[route] = predictors[0].model.features(other[name], *conversion(other[name], route))
-            for p in predictors:
-                values = {key: p.predict(x)[0] for key, x in features.items()}
-                rows.append({"model": model, "pair": name, "property": p.target, **values})
-    return pd.DataFrame(rows)
-
-
-@read_once
-def load_fusion_movement() -> pd.DataFrame:
-    """What :func:`fusion_movement` gave."""
-    return pd.read_csv(data_file("valence/fusion_movement.csv"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
+from ecdlib.base.archive import read_archive, write_archive
+from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.base.resources import bundled_in, data_file
 from ecdlib.base.settings import Parameters
 from ecdlib.density.core import Floats
@@ -108,8 +108,7 @@ class Result:
         for key in arrays:
             if key.split("/")[-1] in _PREDICTIONS or key.startswith("more/pairs/"):
                 arrays[key] = np.asarray(arrays[key]).astype(np.float32)
-        with atomic_write(path) as temporary:
-            np.savez_compressed(temporary, **arrays, meta=np.array(json.dumps(self.meta)))
+        write_archive(path, arrays, self.meta)
 
 
 def load_result(source: str | os.PathLike[str], kind: str | None = None) -> Result:
@@ -123,9 +122,7 @@ def load_result(source: str | os.PathLike[str], kind: str | None = None) -> Resu
     """
     path = source if os.path.isfile(source) or os.fspath(source).endswith(".npz") else data_file(f"{source}.npz")
     try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-            arrays = {key: z[key] for key in z.files}
-        result = Result.from_arrays(arrays, json.loads(str(arrays.pop("meta"))))
+        result = Result.from_arrays(*read_archive(path))
         if result.kind != (kind or result.kind):
             raise EcdError(path, f"is a result of {result.kind}, not of {kind}", "Give one of the right kind.")
         return result

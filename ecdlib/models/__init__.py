@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ecdlib.data.properties import PROPERTIES
 
@@ -19,17 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """How to build a model, and what it takes.
+    """How to build a model, and what it takes."""
 
-    ``build(parameters)`` returns an unfitted estimator. ``inputs``: ``"correlations"`` are distinct values of the
-    autocorrelation, ``"statistics"`` these and the quantiles of the density, ``"density"`` the conventional cell on a
-    common grid, ``"composition"`` formulas.
-    """
-
-    build: Callable[[TrainingParameters], Any]
-    inputs: Literal["correlations", "statistics", "density", "composition"]
+    build: Callable[[TrainingParameters], Any]  #: returns an unfitted estimator
+    #: blocks of features (:data:`ecdlib.features.collection.FEATURES`); or ``"density"``, the conventional cell on a
+    #: common grid; or ``"composition"``, formulas
+    inputs: tuple[str, ...]
     description: str
     targets: int = 1
+    cubic: bool = False  #: whether it is for cubic crystals alone
 
 
 def _network(module: str, name: str, *arguments: Any, density: bool = False) -> Callable[[TrainingParameters], Any]:
@@ -44,6 +42,10 @@ def _network(module: str, name: str, *arguments: Any, density: bool = False) -> 
         return TorchRegressor(make_module, TrainingSettings(**settings), p.device)
 
     return build
+
+
+def _octahedral(architecture: str) -> Callable[[TrainingParameters], Any]:
+    return _network("octahedral_cnn", "OctahedralCNN", architecture)
 
 
 def _pca_gpr(p: TrainingParameters) -> Any:
@@ -64,17 +66,21 @@ def _magpie_forest(p: TrainingParameters) -> Any:
     return magpie_forest(seed=p.seed)
 
 
+_CORRELATION, _STATISTICS = ("autocorrelation",), ("autocorrelation", "quantiles")
+_DENSITY, _COMPOSITION = ("density",), ("composition",)
+
+#: Models by name; adding one is a line here.
 MODELS: dict[str, Model] = {
-    "lean-a": Model(_network("lean_cnn", "LeanCNN", "A"), "correlations", "Model A"),
-    "lean-b": Model(_network("lean_cnn", "LeanCNN", "B"), "correlations", "Model B"),
-    "lean-c": Model(_network("lean_cnn", "LeanCNN", "C"), "correlations", "Model C", 2),
-    "octahedral-a": Model(_network("octahedral_cnn", "OctahedralCNN", "A"), "correlations", "octahedral Model A"),
-    "octahedral-b": Model(_network("octahedral_cnn", "OctahedralCNN", "B"), "correlations", "octahedral Model B"),
-    "octahedral-c": Model(_network("octahedral_cnn", "OctahedralCNN", "C"), "correlations", "octahedral Model C", 2),
-    "lean-a-density": Model(_network("lean_cnn", "LeanCNN", "A", density=True), "density", "Model A on the density"),
-    "zhao": Model(_network("literature_cnn", "Zhao", density=True), "density", "network after Zhao et al."),
-    "mirzaee": Model(_network("literature_cnn", "Mirzaee", density=True), "density", "network after Mirzaee et al."),
-    "pca-gpr": Model(_pca_gpr, "correlations", "principal components + Gaussian process"),
-    "density-gpr": Model(_density_gpr, "statistics", "Gaussian process on 2-point and 1-point statistics"),
-    "magpie-forest": Model(_magpie_forest, "composition", "random forest on MAGPIE features"),
+    "lean-a": Model(_network("lean_cnn", "LeanCNN", "A"), _CORRELATION, "Model A"),
+    "lean-b": Model(_network("lean_cnn", "LeanCNN", "B"), _CORRELATION, "Model B"),
+    "lean-c": Model(_network("lean_cnn", "LeanCNN", "C"), _CORRELATION, "Model C", 2),
+    "octahedral-a": Model(_octahedral("A"), _CORRELATION, "octahedral Model A", cubic=True),
+    "octahedral-b": Model(_octahedral("B"), _CORRELATION, "octahedral Model B", cubic=True),
+    "octahedral-c": Model(_octahedral("C"), _CORRELATION, "octahedral Model C", 2, cubic=True),
+    "lean-a-density": Model(_network("lean_cnn", "LeanCNN", "A", density=True), _DENSITY, "Model A on the density"),
+    "zhao": Model(_network("literature_cnn", "Zhao", density=True), _DENSITY, "network after Zhao et al."),
+    "mirzaee": Model(_network("literature_cnn", "Mirzaee", density=True), _DENSITY, "network after Mirzaee et al."),
+    "pca-gpr": Model(_pca_gpr, _CORRELATION, "principal components + Gaussian process"),
+    "density-gpr": Model(_density_gpr, _STATISTICS, "Gaussian process on 2-point and 1-point statistics"),
+    "magpie-forest": Model(_magpie_forest, _COMPOSITION, "random forest on MAGPIE features"),
 }

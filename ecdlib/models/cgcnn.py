@@ -114,6 +114,7 @@ class GraphConvolution(nn.Module):
 class CGCNN(nn.Module):
     """Crystal graphs to ``(crystals, targets)``: embedding, graph convolutions, mean over atoms, hidden layers."""
 
+    one_thread = True
     vectors: Tensor
 
     def __init__(

@@ -134,6 +134,7 @@ class OctahedralCNN(nn.Module):
         size: edge of the standard grid.
     """
 
+    one_thread = True
     whiten: Tensor
     centre: Tensor
     share: Tensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -205,6 +206,17 @@ def set_aside(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[:n_held], order[n_held:]
 
 
+@contextmanager
+def _threads(module: nn.Module) -> Iterator[None]:
+    """One thread for a network that says so (``one_thread``): its steps are too short to be shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if getattr(module, "one_thread", False) else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _as_inputs(X: Floats | CrystalGraphs) -> Inputs:
     return X if isinstance(X, CrystalGraphs) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
 
@@ -244,16 +256,17 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
             precondition(inputs)
         scaled = torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32))
         held, train = set_aside(len(inputs), self.settings.held_out, self.settings.seed)
-        self.losses_ = fit(
-            self.module_,
-            inputs[train] if len(held) else inputs,
-            scaled[train] if len(held) else scaled,
-            self.settings,
-            validation=(inputs[held], scaled[held]) if len(held) else None,
-            device=self.device,
-            checkpoint=self.checkpoint,
-            progress=self.progress,
-        ).train
+        with _threads(self.module_):
+            self.losses_ = fit(
+                self.module_,
+                inputs[train] if len(held) else inputs,
+                scaled[train] if len(held) else scaled,
+                self.settings,
+                validation=(inputs[held], scaled[held]) if len(held) else None,
+                device=self.device,
+                checkpoint=self.checkpoint,
+                progress=self.progress,
+            ).train
         return self
 
     @property

@@ -1,0 +1,25 @@
+"""Functions that are imported when they are first called, so that a registry of them loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
+
+
+def lazy(name: str) -> Callable[..., Any]:
+    """A function, class or class method, ``"module:name"``, imported at its first call.
+
+    The name is written out where this is called: so the import closure of a module sees it
+    (:func:`ecdlib.base.cached.imported_names`).
+
+    >>> lazy("math:hypot")(3, 4)
+    5.0
+    """
+    module, _, attribute = name.partition(":")
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        return attrgetter(attribute)(import_module(module))(*arguments, **more)
+
+    return call

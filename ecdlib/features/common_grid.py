@@ -1,0 +1,79 @@
+"""Densities on a grid that all crystals have in common (LatentMatFusion paper, 2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import scipy.fft
+from tqdm import tqdm
+
+from ecdlib.base.cached import Arrays, cached
+from ecdlib.density.cell import resample, to_conventional
+from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.store import load_densities, load_selection
+
+Route = Literal["periodic", "padded"]
+PUBLISHED_EDGE = 128  #: edge of the paper's grid
+
+
+def common_cell(density: ChargeDensity, edge: int | None) -> ChargeDensity:
+    """The conventional cell on ``(edge, edge, edge)`` voxels, at the origin of the space group's standard setting.
+
+    ``edge=None`` keeps the input's resolution.
+
+    Plane waves that the grid can hold are kept exactly, the others left out; electrons are conserved. Another cell of
+    the same crystal (primitive, conventional, supercell) gives the same, up to the choice among axes and origins that
+    the space group leaves open.
+
+    Raises:
+        EcdError: no crystal symmetry found.
+    """
+    cell = to_conventional(density, grid=None if edge is None else (edge, edge, edge))
+    shift = np.asarray(density.symmetry(1e-2).origin_shift)  # conventional coordinates of the old origin
+    if np.abs(shift - shift.round()).max() < 1e-6:
+        return cell
+    k = [np.fft.fftfreq(n, 1 / n) for n in cell.shape[:2]] + [np.fft.rfftfreq(cell.shape[2], 1 / cell.shape[2])]
+    phase = shift[0] * k[0][:, None, None] + shift[1] * k[1][None, :, None] + shift[2] * k[2][None, None, :]
+    values = scipy.fft.irfftn(scipy.fft.rfftn(cell.values) * np.exp(-2j * np.pi * phase), s=cell.shape)
+    return cell.step("moved to the standard origin", values=values, positions=(cell.positions + shift) % 1)
+
+
+def padded_grid(density: ChargeDensity, edge: int) -> Floats:
+    """The paper's picture: the voxels as they come, in one corner of a grid of zeros ``(edge, edge, edge)``.
+
+    With ``edge=128`` nothing is changed; with a smaller edge the density is resampled to as many voxels fewer, so that
+    the picture is the same at a lower resolution. A density of more voxels than the grid is resampled to fit, as in
+    the authors' public code. The shape of the cell is lost, its size is not; a periodic field is cut.
+    """
+    shape = padded_shape(density, edge)
+    return np.pad(resample(density.values, shape), [(0, edge - n) for n in shape])
+
+
+def padded_shape(density: ChargeDensity, edge: int) -> list[int]:
+    """Voxels that a density fills of the padded grid along each axis."""
+    return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
+
+
+def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
+    """Density on the common grid, ``(edge, edge, edge)``, e/Å³: :func:`common_cell` or :func:`padded_grid`."""
+    return common_cell(density, edge).values if route == "periodic" else padded_grid(density, edge)
+
+
+def bundled_names() -> list[str]:
+    """Names of the bundled densities that the latents are made of: the selection ``densities-988``."""
+    return load_selection("densities-988")
+
+
+def bundled_grids(edge: int, route: Route) -> Floats:
+    """These densities on the common grid, ``(988, edge, edge, edge)`` float32, in the order of the names.
+
+    Computed once for each edge, data and code (``_build/cache``), then read.
+    """
+
+    def make() -> Arrays:
+        stores = load_densities("cubic"), load_densities("general")
+        bar = tqdm((d for store in stores for d in store), desc="Common grid", total=sum(len(s.table) for s in stores))
+        return {"grids": np.stack([on_grid(density, edge, route).astype(np.float32) for density in bar])}
+
+    return cached(f"grids-{route}-{edge}", make)["grids"]

@@ -1,0 +1,463 @@
+"""All properties of any crystal: what goes in, what comes out, and how it is measured.
+
+Some properties are learned, each by a :class:`ecdlib.models.stacked.StackedModel`; what an isotropic solid of the
+learned moduli does follows by formula. Of cohesive and total energies a sum over the atoms is taken off first, by
+which they differ from formation energies. A crystal for which the potential has no tensor is answered from its
+structure alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import constants
+
+from ecdlib.base.errors import atomic_write
+from ecdlib.base.pieces import Pieces, in_pieces
+from ecdlib.base.resources import data_file
+from ecdlib.data.tables import load_crystals
+from ecdlib.density.core import Floats
+from ecdlib.elastic.moduli import debye_temperature, poisson_ratio, sound_velocities, youngs_modulus
+from ecdlib.features.crystal import bundled_crystal_features
+from ecdlib.features.potential import load_potential, tensor_features
+from ecdlib.learn.evaluation import deal
+from ecdlib.models.stacked import COVERAGE, StackedModel
+
+Inputs = Literal["structure", "structure+potential"]
+#: Blocks of features that a structure gives.
+STRUCTURE = (
+    *("invariants gpaw", "invariants chemical", "quantiles gpaw", "quantiles chemical"),
+    *("composition", "elements", "size", "bonds"),
+)
+#: Sets of inputs; a crystal that lacks those of a later one is answered from an earlier one.
+INPUTS: tuple[Inputs, ...] = get_args(Inputs)
+#: Smallest value of a property whose logarithm is learned, and compared.
+SMALLEST = 0.01
+INNER_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How one property is learned."""
+
+    unit: str
+    scale: Literal["linear", "root", "log"] = "linear"  #: what is learned: y, sign(y) √|y| or ln y
+    signed: bool = False  #: may be negative
+    separate: bool = False  #: each feature has a length scale of its own, from more crystals
+    energy: bool = False  #: then the potential's atomic features have seen the answer
+    frame: bool = False  #: depends on the crystal's orientation (IEEE frame), which the potential's tensor knows
+    like: str = ""  #: an energy that differs from this one by a sum over atoms
+    probability: bool = False
+
+
+LEARNED = {
+    "bulk_modulus": Learned("GPa", "root"),
+    "shear_modulus": Learned("GPa", "root"),
+    "formation_energy": Learned("eV/atom", signed=True, separate=True, energy=True),
+    "cohesive_energy": Learned("eV/atom", signed=True, separate=True, energy=True, like="formation_energy"),
+    "total_energy": Learned("eV/atom", signed=True, separate=True, energy=True, like="formation_energy"),
+    "band_gap": Learned("eV", "root", separate=True),
+    "is_metal": Learned("", probability=True),
+    "is_gap_direct": Learned("", probability=True),
+    "C11": Learned("GPa", "root", frame=True),
+    "C12": Learned("GPa", "root", signed=True, frame=True),
+    "C44": Learned("GPa", "root", frame=True),
+    "anisotropy_index": Learned("", "log"),
+    "dielectric_total": Learned("", "log"),
+    "dielectric_electronic": Learned("", "log"),
+    "dielectric_ionic": Learned("", "log"),
+}
+#: Properties of which logarithms are compared.
+LOGARITHMIC = ("anisotropy_index", "dielectric_total", "dielectric_electronic", "dielectric_ionic", "refractive_index")
+#: Properties that follow by formula, with their units.
+DERIVED = {
+    "youngs_modulus": "GPa",
+    "poisson_ratio": "",
+    "debye_temperature": "K",
+    "sound_velocity_transverse": "m/s",
+    "sound_velocity_longitudinal": "m/s",
+    "thermal_conductivity_clarke": "W/(m K)",
+    "thermal_conductivity_cahill": "W/(m K)",
+    "refractive_index": "",
+}
+
+
+def scaled(y: Floats, learned: Learned) -> Floats:
+    """What is learned of a property's values."""
+    if learned.scale == "root":
+        return np.sign(y) * np.sqrt(np.abs(y))
+    return np.log(np.maximum(y, SMALLEST)) if learned.scale == "log" else np.asarray(y)
+
+
+def unscaled(x: Floats, learned: Learned) -> Floats:
+    """Values of a property from what is learned."""
+    if learned.scale == "log":
+        return np.exp(x)
+    y = np.sign(x) * x**2 if learned.scale == "root" else np.asarray(x)
+    if learned.probability:
+        return np.clip(y, 0, 1)
+    return y if learned.signed else np.maximum(y, 0)
+
+
+def from_moduli(K: Floats, G: Floats, density: Floats, volume: Floats) -> dict[str, Floats]:
+    """What an isotropic solid does that has these moduli.
+
+    The smallest thermal conductivities are, with n atoms per volume of mean mass M, after D. R. Clarke, Surf. Coat.
+    Technol. 163, 67 (2003), κ = 0.87 k_B M^(-2/3) E^(1/2) ρ^(1/6), and after D. G. Cahill, S. K. Watson and R. O. Pohl,
+    Phys. Rev. B 46, 6131 (1992), κ = (π/48)^(1/3) k_B n^(2/3) (v_l + 2 v_t).
+
+    Args:
+        K, G: GPa ``(n,)``.
+        density: g/cm³ ``(n,)``.
+        volume: of one atom, Å³ ``(n,)``.
+
+    Returns:
+        The first seven of :data:`DERIVED`.
+
+    Raises:
+        EcdError: see :func:`ecdlib.elastic.moduli.sound_velocities`.
+    """
+    longitudinal, transverse, mean = sound_velocities(K, G, density)
+    E, k_B = youngs_modulus(K, G), constants.k
+    mass = density * 1e3 * volume * 1e-30
+    clarke = 0.87 * k_B * mass ** (-2 / 3) * np.sqrt(E * 1e9) * (density * 1e3) ** (1 / 6)
+    cahill = (np.pi / 48) ** (1 / 3) * k_B * (volume * 1e-30) ** (-2 / 3) * (longitudinal + 2 * transverse)
+    return {
+        "youngs_modulus": E,
+        "poisson_ratio": poisson_ratio(K, G),
+        "debye_temperature": debye_temperature(mean, 1, volume),
+        "sound_velocity_transverse": transverse,
+        "sound_velocity_longitudinal": longitudinal,
+        "thermal_conductivity_clarke": clarke,
+        "thermal_conductivity_cahill": cahill,
+    }
+
+
+def load_pydemi() -> pd.DataFrame:
+    """Labels, split and predictions of pydemi 0.2.0 for its 6,059 crystals, indexed by our names.
+
+    Columns: material_id, split (train, val, test), 22 properties, and ``<property>__pydemi``, its own predictions of
+    the 606 test crystals.
+    """
+    return pd.read_csv(data_file("pydemi/targets.csv.xz"), index_col="name")
+
+
+def load_targets() -> pd.DataFrame:
+    """The 22 properties of :func:`load_pydemi` and the total energy of :func:`ecdlib.data.tables.load_crystals`."""
+    table = load_pydemi()
+    labels = table[[name for name in (*LEARNED, *DERIVED) if name in table]]
+    return labels.assign(total_energy=load_crystals()["total_energy"].reindex(table.index))
+
+
+@cache
+def crystal_table() -> dict[str, Any]:
+    """Blocks of features of all bundled structures, by name; NaN where the potential has no tensor.
+
+    Beside those of :func:`ecdlib.features.crystal.crystal_features`: ``"tensor"``, ``"frame"`` (signed roots of C11,
+    C12 and C44 in the IEEE frame) and ``"atomic"``; and ``"name"``.
+    """
+    names, blocks = bundled_crystal_features()
+    potential = load_potential()
+    row = pd.Index(potential.names).get_indexer(names)
+    constants_ = potential.relaxed[:, [0, 0, 3], [0, 1, 3]]
+    found = {
+        "tensor": tensor_features(potential),
+        "frame": np.sign(constants_) * np.sqrt(np.abs(constants_)),
+        "atomic": potential.atomic,
+    }
+    known = {key: np.where(row[:, None] >= 0, values[row], np.nan) for key, values in found.items()}
+    return {**blocks, **known, "name": np.array(names)}
+
+
+def blocks_for(target: str, inputs: Inputs) -> list[str]:
+    """Blocks that a model of a property sees."""
+    if inputs == "structure":
+        return list(STRUCTURE)
+    learned = LEARNED[target]
+    return [*STRUCTURE, "tensor", *(["frame"] if learned.frame else []), *([] if learned.energy else ["atomic"])]
+
+
+def take(blocks: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+    """Some crystals of all blocks."""
+    return {name: values[rows] for name, values in blocks.items()}
+
+
+class PropertyModel:
+    """A property of a crystal from its blocks of features.
+
+    Args:
+        target: name in :data:`LEARNED`.
+        inputs: what it sees.
+        settings: see :class:`ecdlib.models.stacked.StackedModel`.
+    """
+
+    def __init__(self, target: str, inputs: Inputs = "structure", **settings: Any):
+        self.target, self.inputs, self.settings = target, inputs, settings
+
+    def fit(self, blocks: Mapping[str, Any], y: Floats, reference: Floats | None = None, seed: int = 0) -> Self:
+        """Fit to crystals that have all blocks and a label.
+
+        Args:
+            blocks: see :func:`crystal_table`.
+            y: labels ``(n,)``.
+            reference: labels of the energy that this one is like, NaN where unknown ``(n,)``.
+            seed: of the inner folds and the trees.
+        """
+        learned = LEARNED[self.target]
+        self.of_elements = np.zeros(blocks["elements"].shape[1])
+        if learned.like and reference is not None:
+            both = np.isfinite(reference)
+            self.of_elements = element_energies(blocks["elements"][both] ** 2, y[both] - reference[both])
+        x = scaled(y - blocks["elements"] ** 2 @ self.of_elements, learned)
+        settings = ({"subset": 1600} if learned.separate else {}) | ({"freedom": None} if learned.probability else {})
+        names, power = blocks_for(self.target, self.inputs), 2 if learned.probability else 1
+        self.stacked = StackedModel(names, learned.separate, power, seed, **settings | self.settings)
+        self.stacked.fit(blocks, x, deal(len(y), INNER_FOLDS, seed))
+        return self
+
+    def _answer(self, blocks: Mapping[str, Any], x: Floats, spread: Floats) -> Floats:
+        learned, half = LEARNED[self.target], self.stacked.factor * spread
+        baseline = blocks["elements"] ** 2 @ self.of_elements
+        ends = [x, x - half, x + half]
+        return np.stack([unscaled(np.asarray(end), learned) + baseline for end in ends], axis=1)
+
+    def predict(self, blocks: Mapping[str, Any]) -> Floats:
+        """Value, low and high of each crystal, ``(n, 3)``."""
+        return self._answer(blocks, *self.stacked.predict(blocks))
+
+    def left_out(self, blocks: Mapping[str, Any], process: bool = False) -> Floats:
+        """The same of the training crystals ``(n, 3)``, each by models that have not seen its inner fold.
+
+        Args:
+            process: by the Gaussian process alone, without the trees.
+        """
+        stacked = self.stacked
+        return self._answer(blocks, stacked.process_left_out if process else stacked.left_out, stacked.spread)
+
+
+def element_energies(shares: Floats, difference: Floats) -> Floats:
+    """Energies of elements whose sum over a crystal's atoms is the difference of two energies; least absolute errors.
+
+    Args:
+        shares: of the elements ``(n, elements)``.
+        difference: eV/atom ``(n,)``.
+
+    Returns:
+        eV ``(elements,)``, 0 for elements that do not occur.
+    """
+    weights = np.ones(len(difference))
+    found = np.zeros(shares.shape[1])
+    for _ in range(20):
+        found = np.linalg.lstsq(shares * weights[:, None], difference * weights, rcond=1e-10)[0]
+        weights = 1 / np.sqrt(np.maximum(np.abs(difference - shares @ found), 1e-3))
+    return found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one property from one set of inputs: of training crystals by models that have not seen their inner fold, and
+    of test crystals. Indexed by name; columns value, low, high."""
+
+    left_out: pd.DataFrame
+    predicted: pd.DataFrame
+
+
+ENDS = ["value", "low", "high"]
+
+
+def fit_and_predict(
+    target: str, inputs: Inputs, train: NDArray[Any], test: NDArray[Any], labels: pd.DataFrame, **settings: Any
+) -> dict[str, Any]:
+    """Train on some crystals, predict others.
+
+    Args:
+        train, test: names of crystals; those without a label or without the inputs are left out.
+        labels: see :func:`load_targets`.
+        settings: see :class:`ecdlib.models.stacked.StackedModel`.
+
+    Returns:
+        ``train`` and ``test`` as they were taken, ``left_out`` and ``predicted``, both ``(n, 3)``: value, low, high;
+        ``process_left_out (n,)`` by the Gaussian process alone; ``weight`` of the trees.
+    """
+    table = crystal_table()
+    position = pd.Index(table["name"])
+    complete = np.isfinite(np.hstack([table[name] for name in blocks_for(target, inputs)])).all(1)
+    train = train[np.isfinite(labels.loc[train, target]) & complete[position.get_indexer(train)]]
+    test = test[complete[position.get_indexer(test)]]
+    seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
+    like = LEARNED[target].like
+    reference = labels.loc[train, like].to_numpy() if like else None
+    model = PropertyModel(target, inputs, **settings).fit(seen, labels.loc[train, target].to_numpy(), reference)
+    return {
+        "train": train.astype(str),
+        "test": test.astype(str),
+        "left_out": model.left_out(seen),
+        "predicted": model.predict(asked),
+        "process_left_out": model.left_out(seen, process=True)[:, 0],
+        "weight": model.stacked.weight,
+    }
+
+
+def derive(K: Answers, G: Answers, labels: pd.DataFrame, coverage: float = COVERAGE) -> dict[str, Answers]:
+    """What follows from bulk and shear modulus, with intervals that hold among the training crystals.
+
+    The relative errors of both moduli give each crystal a spread; an interval is the value times exp(±factor · spread)
+    (for Poisson's ratio plus or minus), and the factor is the smallest that holds the coverage.
+
+    Args:
+        labels: of the training crystals, see :func:`load_targets`.
+        coverage: share of the training crystals that intervals shall hold.
+    """
+    table = crystal_table()
+    size = pd.DataFrame(np.exp(table["size"]), index=table["name"], columns=["volume", "density"])
+
+    def follow(which: str) -> tuple[pd.DataFrame, Floats]:
+        k, g = getattr(K, which), getattr(G, which)
+        names = k.index.intersection(g.index)
+        k, g, s = k.loc[names], g.loc[names], size.loc[names]
+        moduli = [np.maximum(m["value"].to_numpy(), SMALLEST) for m in (k, g)]
+        relative = [(m["high"] - m["low"]).to_numpy() / v for m, v in zip((k, g), moduli, strict=True)]
+        found = from_moduli(*moduli, s["density"].to_numpy(), s["volume"].to_numpy())
+        return pd.DataFrame(found, index=names), np.hypot(*relative)
+
+    (known, spread), (asked, wide) = follow("left_out"), follow("predicted")
+    answers = {}
+    for name in known:
+        ratio = name == "poisson_ratio"
+        to = (lambda x: x) if ratio else np.log
+        back = (lambda x: x) if ratio else np.exp
+        miss = np.abs(to(labels.loc[known.index, name].to_numpy()) - to(known[name].to_numpy())) / spread
+        factor = np.nanquantile(miss, coverage)
+        answers[name] = Answers(
+            *(
+                pd.DataFrame(
+                    {"value": q[name], "low": back(to(q[name]) - factor * s), "high": back(to(q[name]) + factor * s)}
+                )
+                for q, s in ((known, spread), (asked, wide))
+            )
+        )
+    return answers
+
+
+def refractive_index(electronic: Answers) -> Answers:
+    """n = √ε of the electronic dielectric constant."""
+    return Answers(*(np.sqrt(np.maximum(part, 0)) for part in (electronic.left_out, electronic.predicted)))
+
+
+def pydemi_split(out: Path, **settings: Any) -> None:
+    """Train on pydemi's training and validation crystals, predict its test crystals; resumable.
+
+    Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
+    on the inner folds, weights of the trees and the provenance.
+
+    Args:
+        settings: see :class:`ecdlib.models.stacked.StackedModel`.
+    """
+    labels, pydemi = load_targets(), load_pydemi()
+    train, test = (labels.index[mask].to_numpy() for mask in (pydemi["split"] != "test", pydemi["split"] == "test"))
+    with in_pieces(out, "pydemi-split", settings) as pieces:
+        for target in LEARNED:
+            for inputs in INPUTS:
+                if (name := f"{target} {inputs}") not in pieces:
+                    begun = time.time()
+                    found = fit_and_predict(target, inputs, train, test, labels, **settings)
+                    pieces.save(name, found, time.time() - begun)
+        rows, notes = _collected(pieces, labels, test)
+        rows.insert(0, "material_id", pydemi["material_id"].loc[rows.pop("name")].to_numpy())
+        with atomic_write(out) as temporary:
+            rows.to_csv(temporary, index=False, float_format="%.5g")
+        with atomic_write(out.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps({"inner": notes, "provenance": pieces.provenance()}, indent=1) + "\n")
+
+
+def _collected(pieces: Pieces, labels: pd.DataFrame, test: NDArray[Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Answers for all test crystals as rows, and what the inner folds said, by inputs and property."""
+    rows: list[pd.DataFrame] = []
+    notes: dict[str, Any] = {}
+    answered: dict[str, pd.DataFrame] = {}
+    for inputs in INPUTS:
+        found: dict[str, Answers] = {}
+        notes[inputs] = {}
+        for target in LEARNED:
+            piece = pieces.load(f"{target} {inputs}")
+            found[target] = Answers(
+                pd.DataFrame(piece["left_out"], piece["train"], ENDS),
+                pd.DataFrame(piece["predicted"], piece["test"], ENDS),
+            )
+            process = pd.Series(piece["process_left_out"], piece["train"])
+            notes[inputs][target] = {"trees": float(piece["weight"]), "process": error(target, labels, process)}
+        found |= derive(found["bulk_modulus"], found["shear_modulus"], labels)
+        found["refractive_index"] = refractive_index(found["dielectric_electronic"])
+        for target, answers in found.items():
+            notes[inputs].setdefault(target, {})["error"] = error(target, labels, answers.left_out["value"])
+            whole = answers.predicted.reindex(test)
+            if target in answered:  # crystals that lack these inputs
+                whole = whole.fillna(answered[target])
+            answered[target] = whole
+            rows.append(whole.assign(property=target, inputs=inputs).rename_axis("name").reset_index())
+    table = pd.concat(rows)[["name", "property", "inputs", *ENDS]]
+    probabilities = [name for name, learned in LEARNED.items() if learned.probability]
+    table.loc[table["property"].isin(probabilities), ["low", "high"]] = np.nan
+    return table, notes
+
+
+def errors(target: str, truth: Floats, value: Floats) -> Floats:
+    """Error of each prediction: absolute; of the logarithm for what varies over orders of magnitude (ln, values below
+    :data:`SMALLEST` as :data:`SMALLEST`); squared for probabilities (Brier)."""
+    if target in LOGARITHMIC:
+        return np.abs(np.log(np.maximum(truth, SMALLEST)) - np.log(np.maximum(value, SMALLEST)))
+    probability = target in LEARNED and LEARNED[target].probability
+    return (truth - value) ** 2 if probability else np.abs(truth - value)
+
+
+def error(target: str, labels: pd.DataFrame, predicted: pd.Series) -> float:
+    """Mean of :func:`errors` over the crystals that have a label."""
+    return float(np.nanmean(errors(target, labels.loc[predicted.index, target].to_numpy(), predicted.to_numpy())))
+
+
+def beside_pydemi(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Our errors on pydemi's test crystals beside those of its shipped predictions.
+
+    Args:
+        predictions: as :func:`pydemi_split` writes them.
+
+    Returns:
+        One row for each property and inputs: n, ours, pydemi (mean :func:`errors`), difference (ours minus pydemi), its
+        standard_error (paired), verdict (``ahead``, ``behind`` or, within two standard errors, ``undecided``), and
+        coverage of our intervals.
+    """
+    pydemi = load_pydemi().set_index("material_id")
+    rows = []
+    for (target, inputs), part in predictions.groupby(["property", "inputs"], sort=False):
+        if target not in pydemi:
+            continue
+        part, known = part.set_index("material_id"), pydemi.loc[part["material_id"]]
+        theirs, truth = (known[name].to_numpy(dtype=float) for name in (f"{target}__pydemi", str(target)))
+        ours, its = errors(str(target), truth, part["value"].to_numpy()), errors(str(target), truth, theirs)
+        difference = (ours - its)[np.isfinite(ours - its)]
+        both = np.isfinite(ours - its)
+        mean, deviation = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
+        inside = (part["low"] <= truth) & (truth <= part["high"])
+        rows.append(
+            {
+                "property": target,
+                "inputs": inputs,
+                "n": int(both.sum()),
+                "ours": ours[both].mean(),
+                "pydemi": its[both].mean(),
+                "difference": mean,
+                "standard_error": deviation,
+                "verdict": "undecided" if abs(mean) <= 2 * deviation else "ahead" if mean < 0 else "behind",
+                "coverage": inside[both].mean() if part["low"].notna().any() else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
