@@ -35,6 +35,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "all": {"crystals": "all", "inputs": FEW, "folds": 5},
     "vasp": {"crystals": "vasp", "inputs": VASP, "folds": 3, "train": 1500},
     "prototypes": {"scheme": "prototypes", "inputs": MAIN, "folds": 5},
+    **{f"seed-{seed}": {"inputs": FEW, "seed": seed} for seed in range(1, 5)},
 }
 
 if __name__ == "__main__":

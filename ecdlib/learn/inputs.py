@@ -172,7 +172,9 @@ def study_names(which: str) -> list[str]:
     """
     held = {name.split("_")[0] for name in load_selection("held-out")}
     if which == "vasp":
-        split = pd.read_csv(data_file("pydemi/targets.csv.xz"), index_col="name", usecols=["name", "split"])["split"]
+        from ecdlib.learn.any_crystal import load_pydemi  # imports all kinds of models
+
+        split = load_pydemi()["split"]
         return [name for name in split.index[split != "test"] if name.split("_")[0] not in held]
     known = set(load_potential().names)
     stores = ["cubic-892"] if which == "cubic-892" else ["cubic-all", "general-all"][: 2 if which == "all" else 1]
