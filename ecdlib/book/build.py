@@ -21,7 +21,7 @@ from ecdlib.base.resources import ROOT
 from ecdlib.base.settings import Parameters, Profile
 from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.book import parameters
-from ecdlib.book.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
+from ecdlib.book.artifacts import COLOURS, GREY, MEANINGS, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
 from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
 from ecdlib.course.pages import questions_html, write_pages, write_slides
@@ -161,11 +161,7 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
         "then the aims of this book beyond them. "
         "This page is generated from the results that the notebooks write; nothing in it is typed by hand.",
         "",
-        "- **reproduced**: every reported number is met within the tolerance, and every check made by code holds.",
-        "- **partly**: some hold, or the picture is the same on other crystals.",
-        "- **differs**: none holds; the reason stands beside.",
-        "- **not possible here**: needs data or machines that this book does not have; the reason stands beside.",
-        "- **reached** / **partly reached** / **not reached**: the same for aims of this book beyond the papers.",
+        *(f"- **{verdict}**: {meaning}." for verdict, meaning in MEANINGS.items()),
         f"- **{NOT_RUN}** / **{NOT_BUILT}**: a notebook for it exists but has not run / does not exist yet.",
         "",
     ]
@@ -193,7 +189,7 @@ def scoreboard_page(rows: list[dict[str, Any]]) -> str:
                 facts += f"{data}; {versions}"
                 by = f"<a href='{made['notebook']}.html'>{made['notebook']}</a>"
                 by += f"<details><summary>provenance</summary>{html.escape(facts)}</details>"
-            tolerance = f"<br><small>tolerance {row['tolerance']:.3g}</small>" if row["tolerance"] is not None else ""
+            tolerance = f"<br><small>tolerance {row['tolerance']}</small>" if row["tolerance"] else ""
             text.append(
                 f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"
                 f"<small><code>{row['id']}</code></small>{note}</td><td>{html.escape(row['reported'])} "
