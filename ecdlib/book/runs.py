@@ -91,16 +91,15 @@ def verdict_html(artifact: artifacts.Artifact, payload: Mapping[str, Any]) -> st
     ]
     return (
         f"<div style='border-left:4px solid {colour};padding-left:.7em;margin:.5em 0;font-size:90%'>"
-        f"{' · '.join(cells)}{'<br>' + html.escape(explained) if explained else ''}{evidence_html(payload)}</div>"
+        f"{' · '.join(cells)}{'<br>' + html.escape(explained) if explained else ''}"
+        f"<details><summary>evidence</summary>{evidence_list(payload)}</details></div>"
     )
 
 
-def evidence_html(payload: Mapping[str, Any]) -> str:
-    """Every number, check and comparison with its outcome, folded up; empty if there is none."""
-    if not payload["evidence"]:
-        return ""
+def evidence_list(payload: Mapping[str, Any]) -> str:
+    """Every number, check and comparison with its outcome; empty if there is none."""
     items = "".join(f"<li><b>{e['outcome']}</b>: {html.escape(artifacts.worded(e))}</li>" for e in payload["evidence"])
-    return f"<details><summary>evidence</summary><ul>{items}</ul></details>"
+    return f"<ul>{items}</ul>" if items else ""
 
 
 _ASSIGNED: dict[str, set[str]] = {}  # names found at the first call: later cells of a live session define more
