@@ -264,6 +264,8 @@ def weigh(
 ) -> list[dict[str, Any]]:
     """Outcome of each printed number, check and comparison: ``kind``, ``what``, ``detail``, ``outcome``.
 
+    Comparisons also keep their ``difference`` and ``standard_error``.
+
     Args:
         standard_errors: of our numbers, where they are estimates (nan: none).
         compared: False where the data differ, so that numbers are only shown.
@@ -293,7 +295,8 @@ def weigh(
         if not (math.isfinite(c.difference) and math.isfinite(c.standard_error) and c.standard_error >= 0):
             raise EcdError(artifact.id, f"'{c.name}' is not finite", "Find out why before recording it.")
         detail = f"difference {c.difference:.3g} ± {c.standard_error:.2g}"
-        evidence.append({"kind": "comparison", "what": c.name, "detail": detail, "outcome": c.outcome})
+        measured = {"difference": c.difference, "standard_error": c.standard_error}
+        evidence.append({"kind": "comparison", "what": c.name, "detail": detail, "outcome": c.outcome} | measured)
     return evidence
 
 
