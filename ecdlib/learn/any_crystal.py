@@ -52,6 +52,7 @@ class Learned:
     unit: str
     scale: Literal["linear", "root", "log"] = "linear"  #: what is learned: y, sign(y) √|y| or ln y
     signed: bool = False  #: may be negative
+    outliers: bool = True  #: labels may be far off; not where many are exactly 0 or 1
     separate: bool = False  #: each feature has a length scale of its own, from more crystals
     energy: bool = False  #: then the potential's atomic features have seen the answer
     frame: bool = False  #: depends on the crystal's orientation (IEEE frame), which the potential's tensor knows
@@ -65,9 +66,9 @@ LEARNED = {
     "formation_energy": Learned("eV/atom", signed=True, separate=True, energy=True),
     "cohesive_energy": Learned("eV/atom", signed=True, separate=True, energy=True, like="formation_energy"),
     "total_energy": Learned("eV/atom", signed=True, separate=True, energy=True, like="formation_energy"),
-    "band_gap": Learned("eV", "root", separate=True),
-    "is_metal": Learned("", probability=True),
-    "is_gap_direct": Learned("", probability=True),
+    "band_gap": Learned("eV", "root", outliers=False),
+    "is_metal": Learned("", probability=True, outliers=False),
+    "is_gap_direct": Learned("", probability=True, outliers=False),
     "C11": Learned("GPa", "root", frame=True),
     "C12": Learned("GPa", "root", signed=True, frame=True),
     "C44": Learned("GPa", "root", frame=True),
@@ -218,7 +219,7 @@ class PropertyModel:
             both = np.isfinite(reference)
             self.of_elements = element_energies(blocks["elements"][both] ** 2, y[both] - reference[both])
         x = scaled(y - blocks["elements"] ** 2 @ self.of_elements, learned)
-        settings = ({"subset": 1600} if learned.separate else {}) | ({"freedom": None} if learned.probability else {})
+        settings = ({"subset": 1600} if learned.separate else {}) | ({} if learned.outliers else {"freedom": None})
         names, power = blocks_for(self.target, self.inputs), 2 if learned.probability else 1
         self.stacked = StackedModel(names, learned.separate, power, seed, **settings | self.settings)
         self.stacked.fit(blocks, x, deal(len(y), INNER_FOLDS, seed))

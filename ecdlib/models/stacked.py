@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ecdlib.density.core import Floats
 from ecdlib.models.group_gpr import GroupGPR
 
-#: Principal components of a block, whitened; blocks that are not named here are standardized.
+#: Principal components of a block, each divided by the fourth root of its variance (between equal weights and none);
+#: blocks that are not named here are standardized.
 COMPONENTS = {
     "invariants gpaw": 25,
     "invariants chemical": 25,
@@ -22,13 +23,13 @@ COMPONENTS = {
 }
 #: Blocks left on their own scale, and blocks of which each feature has a length scale of its own.
 UNSCALED, SEPARATE = ("elements",), ("tensor", "frame")
-#: Whitened and standardized features are cut off here: one that hardly varies in the training part may be anything.
+#: Features are cut off here: one that hardly varies in the training part may be anything.
 LIMIT = 6.0
 BOOSTING = {
     "objective": "regression",
-    "num_iterations": 400,
-    "learning_rate": 0.06,
-    "num_leaves": 15,
+    "num_iterations": 600,
+    "learning_rate": 0.05,
+    "num_leaves": 31,
     "min_child_samples": 10,
     "feature_fraction": 0.1,
     "bagging_fraction": 0.8,
@@ -45,7 +46,7 @@ COVERAGE = 0.95
 
 
 class BlockScaler:
-    """Blocks of features side by side, each standardized or reduced to whitened principal components."""
+    """Blocks of features side by side, each standardized or reduced to principal components."""
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
@@ -65,7 +66,7 @@ class BlockScaler:
                 values, vectors = np.linalg.eigh(((x - centre) / spread).T @ ((x - centre) / spread) / len(x))
                 keep = np.argsort(values)[::-1][: COMPONENTS[name]]
                 keep = keep[values[keep] > 1e-9 * values.max()]
-                matrix = matrix @ (vectors[:, keep] / np.sqrt(values[keep]))
+                matrix = matrix @ (vectors[:, keep] / (values[keep] * values.max()) ** 0.25)
             self.parts[name] = centre, matrix
             first = groups[-1] + 1 if groups else 0
             groups += list(range(first, first + matrix.shape[1])) if name in SEPARATE else [first] * matrix.shape[1]
