@@ -24,7 +24,7 @@ from scipy import constants
 from ecdlib.base.errors import atomic_write
 from ecdlib.base.pieces import Pieces, in_pieces
 from ecdlib.base.resources import data_file
-from ecdlib.data.tables import load_crystals
+from ecdlib.data.tables import load_crystals, load_matbench_elasticity
 from ecdlib.density.core import Floats
 from ecdlib.elastic.moduli import debye_temperature, poisson_ratio, sound_velocities, youngs_modulus
 from ecdlib.features.crystal import bundled_crystal_features
@@ -168,7 +168,7 @@ def crystal_table() -> dict[str, Any]:
     """
     names, blocks = bundled_crystal_features()
     potential = load_potential()
-    row = pd.Index(potential.names).get_indexer(names)
+    row = pd.Index(potential.names).get_indexer(pd.Index(names))
     constants_ = potential.relaxed[:, [0, 0, 3], [0, 1, 3]]
     found = {
         "tensor": tensor_features(potential),
@@ -198,11 +198,13 @@ class PropertyModel:
     Args:
         target: name in :data:`LEARNED`.
         inputs: what it sees.
+        learned: how, if not as :data:`LEARNED` says.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
 
-    def __init__(self, target: str, inputs: Inputs = "structure", **settings: Any):
+    def __init__(self, target: str, inputs: Inputs = "structure", learned: Learned | None = None, **settings: Any):
         self.target, self.inputs, self.settings = target, inputs, settings
+        self.learned = learned or LEARNED[target]
 
     def fit(self, blocks: Mapping[str, Any], y: Floats, reference: Floats | None = None, seed: int = 0) -> Self:
         """Fit to crystals that have all blocks and a label.
@@ -213,7 +215,7 @@ class PropertyModel:
             reference: labels of the energy that this one is like, NaN where unknown ``(n,)``.
             seed: of the inner folds and the trees.
         """
-        learned = LEARNED[self.target]
+        learned = self.learned
         self.of_elements = np.zeros(blocks["elements"].shape[1])
         if learned.like and reference is not None:
             both = np.isfinite(reference)
@@ -226,7 +228,7 @@ class PropertyModel:
         return self
 
     def _answer(self, blocks: Mapping[str, Any], x: Floats, spread: Floats) -> Floats:
-        learned, half = LEARNED[self.target], self.stacked.factor * spread
+        learned, half = self.learned, self.stacked.factor * spread
         baseline = blocks["elements"] ** 2 @ self.of_elements
         ends = [x, x - half, x + half]
         return np.stack([unscaled(np.asarray(end), learned) + baseline for end in ends], axis=1)
@@ -255,8 +257,8 @@ def element_energies(shares: Floats, difference: Floats) -> Floats:
     Returns:
         eV ``(elements,)``, 0 for elements that do not occur.
     """
-    weights = np.ones(len(difference))
-    found = np.zeros(shares.shape[1])
+    weights: Floats = np.ones(len(difference))
+    found: Floats = np.zeros(shares.shape[1])
     for _ in range(20):
         found = np.linalg.lstsq(shares * weights[:, None], difference * weights, rcond=1e-10)[0]
         weights = 1 / np.sqrt(np.maximum(np.abs(difference - shares @ found), 1e-3))
@@ -325,33 +327,29 @@ def derive(K: Answers, G: Answers, labels: pd.DataFrame, coverage: float = COVER
         k, g = getattr(K, which), getattr(G, which)
         names = k.index.intersection(g.index)
         k, g, s = k.loc[names], g.loc[names], size.loc[names]
-        moduli = [np.maximum(m["value"].to_numpy(), SMALLEST) for m in (k, g)]
-        relative = [(m["high"] - m["low"]).to_numpy() / v for m, v in zip((k, g), moduli, strict=True)]
-        found = from_moduli(*moduli, s["density"].to_numpy(), s["volume"].to_numpy())
-        return pd.DataFrame(found, index=names), np.hypot(*relative)
+        bulk, shear = (np.maximum(m["value"].to_numpy(), SMALLEST) for m in (k, g))
+        widths = ((m["high"] - m["low"]).to_numpy() for m in (k, g))
+        found = from_moduli(bulk, shear, s["density"].to_numpy(), s["volume"].to_numpy())
+        return pd.DataFrame(found, index=names), np.hypot(*(w / m for w, m in zip(widths, (bulk, shear), strict=True)))
 
     (known, spread), (asked, wide) = follow("left_out"), follow("predicted")
     answers = {}
-    for name in known:
-        ratio = name == "poisson_ratio"
-        to = (lambda x: x) if ratio else np.log
-        back = (lambda x: x) if ratio else np.exp
-        miss = np.abs(to(labels.loc[known.index, name].to_numpy()) - to(known[name].to_numpy())) / spread
-        factor = np.nanquantile(miss, coverage)
-        answers[name] = Answers(
-            *(
-                pd.DataFrame(
-                    {"value": q[name], "low": back(to(q[name]) - factor * s), "high": back(to(q[name]) + factor * s)}
-                )
-                for q, s in ((known, spread), (asked, wide))
-            )
-        )
+    for name in map(str, known.columns):
+        to, back = (np.positive, np.positive) if name == "poisson_ratio" else (np.log, np.exp)
+        truth, left_out = labels[name].reindex(known.index).to_numpy(), known[name].to_numpy()
+        factor = np.nanquantile(np.abs(to(truth) - to(left_out)) / spread, coverage)
+
+        def ends(values: pd.Series, s: Floats, to: Any = to, back: Any = back, factor: Any = factor) -> pd.DataFrame:
+            low, high = (back(to(values) + sign * factor * s) for sign in (-1, 1))
+            return pd.DataFrame({"value": values, "low": low, "high": high})
+
+        answers[name] = Answers(ends(known[name], spread), ends(asked[name], wide))
     return answers
 
 
 def refractive_index(electronic: Answers) -> Answers:
     """n = √ε of the electronic dielectric constant."""
-    return Answers(*(np.sqrt(np.maximum(part, 0)) for part in (electronic.left_out, electronic.predicted)))
+    return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
 def pydemi_split(out: Path, **settings: Any) -> None:
@@ -378,6 +376,50 @@ def pydemi_split(out: Path, **settings: Any) -> None:
             rows.to_csv(temporary, index=False, float_format="%.5g")
         with atomic_write(out.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps({"inner": notes, "provenance": pieces.provenance()}, indent=1) + "\n")
+
+
+def matbench(out: Path, **settings: Any) -> None:
+    """Predict log10 K and log10 G of Matbench's entries that have a structure here, on its official folds; resumable.
+
+    Writes ``out``, a CSV of name (of the structure), property, inputs, fold and value (log10 of GPa), and beside it
+    ``<stem>.json`` with mean absolute errors and the provenance. Entries without a tensor of the potential are answered
+    from their structure alone.
+
+    Args:
+        settings: see :class:`ecdlib.models.stacked.StackedModel`.
+    """
+    entries = load_matbench_elasticity().dropna(subset=["structure"]).set_index("structure")
+    table = crystal_table()
+    position = pd.Index(table["name"])
+    rows, learned = [], Learned("GPa", "log")
+    with in_pieces(out, "matbench", settings) as pieces:
+        for target, column in (("bulk_modulus", "K"), ("shear_modulus", "G")):
+            logarithm, fold = entries[f"log10_{column}_VRH"], entries[f"fold_{column}"]
+            for number in range(5):
+                answers = pd.Series(np.nan, entries.index)
+                for inputs in INPUTS:
+                    complete = np.isfinite(np.hstack([table[b] for b in blocks_for(target, inputs)])).all(1)
+                    usable = complete[position.get_indexer(entries.index)]
+                    train, test = (entries.index[usable & part] for part in (fold != number, fold == number))
+                    if (name := f"{target} {inputs} {number}") not in pieces:
+                        begun = time.time()
+                        seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
+                        model = PropertyModel(target, inputs, learned, **settings)
+                        model.fit(seen, 10 ** logarithm[train].to_numpy())
+                        value = np.log10(model.predict(asked)[:, 0])
+                        pieces.save(name, {"value": value}, time.time() - begun)
+                    answers[test] = pieces.load(name)["value"]
+                    part = answers[fold == number]
+                    more = {"property": target, "inputs": inputs, "fold": number, "value": part.to_numpy()}
+                    rows.append(pd.DataFrame({"name": part.index, **more, "truth": logarithm[part.index].to_numpy()}))
+        predictions = pd.concat(rows)
+        miss = (predictions["value"] - predictions.pop("truth")).abs()
+        mean = miss.groupby([predictions["property"], predictions["inputs"]]).mean().unstack()
+        with atomic_write(out) as temporary:
+            predictions.to_csv(temporary, index=False, float_format="%.4f")
+        with atomic_write(out.with_suffix(".json")) as temporary:
+            note = {"mean absolute error": mean.to_dict("index"), "provenance": pieces.provenance()}
+            temporary.write_text(json.dumps(note, indent=1) + "\n")
 
 
 def _collected(pieces: Pieces, labels: pd.DataFrame, test: NDArray[Any]) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -25,7 +25,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from ecdlib.density.core import Floats
 
 
-class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class GroupGPR(RegressorMixin, BaseEstimator):
     """Estimator with the interface of scikit-learn; exact, half a minute of one core for 5,000 samples.
 
     Args:
@@ -61,7 +61,8 @@ class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._z = (y - self.offset_) / self.unit_
         part = np.random.default_rng(self.seed).permutation(len(y))[: self.subset]
         theta, w = _start(groups), np.ones(len(y))
-        turns = self.reweighted if self.freedom else 0
+        freedom = self.freedom or 0.0
+        turns = self.reweighted if freedom else 0
         for turn in range(turns + 1):
             if turn < 2:
                 theta = _maximize(theta, X[part], self._z[part], groups, w[part], self.steps)
@@ -72,7 +73,7 @@ class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             if turn < turns:
                 variance = 1 / np.diag(self._inverse)  # of each sample, left out
                 usual = variance - self._noise * (w - 1)
-                w = np.maximum(1, (self.freedom + (self._dual * variance) ** 2 / usual) / (self.freedom + 1))
+                w = np.maximum(1, (freedom + (self._dual * variance) ** 2 / usual) / (freedom + 1))
         return self
 
     def _condition(self) -> None:

@@ -136,5 +136,5 @@ class StackedModel:
     def predict(self, blocks: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         """Predictions ``(n,)`` and standard deviations ``(n,)`` of the process."""
         mean, spread = self.process.predict(self.scaler.transform(blocks), return_std=True)
-        trees = self.booster.predict(self._columns(blocks))
+        trees = np.asarray(self.booster.predict(self._columns(blocks)))
         return (1 - self.weight) * mean + self.weight * trees, spread
