@@ -30,7 +30,7 @@ from ecdlib.elastic.moduli import debye_temperature, poisson_ratio, sound_veloci
 from ecdlib.features.crystal import bundled_crystal_features
 from ecdlib.features.potential import load_potential, tensor_features
 from ecdlib.learn.evaluation import deal
-from ecdlib.models.stacked import COVERAGE, StackedModel
+from ecdlib.models.stacked import COVERAGE, BlockScaler, StackedModel
 
 Inputs = Literal["structure", "structure+potential"]
 #: Blocks of features that a structure gives.
@@ -206,7 +206,14 @@ class PropertyModel:
         self.target, self.inputs, self.settings = target, inputs, settings
         self.learned = learned or LEARNED[target]
 
-    def fit(self, blocks: Mapping[str, Any], y: Floats, reference: Floats | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        blocks: Mapping[str, Any],
+        y: Floats,
+        reference: Floats | None = None,
+        seed: int = 0,
+        scaler: BlockScaler | None = None,
+    ) -> Self:
         """Fit to crystals that have all blocks and a label.
 
         Args:
@@ -214,17 +221,18 @@ class PropertyModel:
             y: labels ``(n,)``.
             reference: labels of the energy that this one is like, NaN where unknown ``(n,)``.
             seed: of the inner folds and the trees.
+            scaler: see :meth:`ecdlib.models.stacked.StackedModel.fit`.
         """
         learned = self.learned
         self.of_elements = np.zeros(blocks["elements"].shape[1])
         if learned.like and reference is not None:
             both = np.isfinite(reference)
             self.of_elements = element_energies(blocks["elements"][both] ** 2, y[both] - reference[both])
-        x = scaled(y - blocks["elements"] ** 2 @ self.of_elements, learned)
+        x = self.learned_labels = scaled(y - blocks["elements"] ** 2 @ self.of_elements, learned)
         settings = ({"subset": 1600} if learned.separate else {}) | ({} if learned.outliers else {"freedom": None})
         names, power = blocks_for(self.target, self.inputs), 2 if learned.probability else 1
         self.stacked = StackedModel(names, learned.separate, power, seed, **settings | self.settings)
-        self.stacked.fit(blocks, x, deal(len(y), INNER_FOLDS, seed))
+        self.stacked.fit(blocks, x, deal(len(y), INNER_FOLDS, seed), scaler)
         return self
 
     def _answer(self, blocks: Mapping[str, Any], x: Floats, spread: Floats) -> Floats:
