@@ -29,7 +29,7 @@ from ecdlib.density.core import Floats
 from ecdlib.elastic.moduli import debye_temperature, poisson_ratio, sound_velocities, youngs_modulus
 from ecdlib.features.crystal import bundled_crystal_features
 from ecdlib.features.potential import load_potential, tensor_features
-from ecdlib.learn.evaluation import deal
+from ecdlib.learn.protocol import fold_numbers
 from ecdlib.models.stacked import COVERAGE, BlockScaler, StackedModel
 
 Inputs = Literal["structure", "structure+potential"]
@@ -233,7 +233,7 @@ class PropertyModel:
         settings = ({"subset": 1600} if learned.separate else {}) | ({} if learned.outliers else {"freedom": None})
         names, power = blocks_for(self.target, self.inputs), 2 if learned.probability else 1
         self.stacked = StackedModel(names, learned.separate, power, seed, **settings | self.settings)
-        self.stacked.fit(blocks, x, deal(len(y), INNER_FOLDS, seed), scaler)
+        self.stacked.fit(blocks, x, fold_numbers(len(y), INNER_FOLDS, seed), scaler)
         return self
 
     def _answer(self, blocks: Mapping[str, Any], x: Floats, spread: Floats) -> Floats:
