@@ -31,6 +31,7 @@ from ecdlib.learn.any_crystal import (
     errors,
     from_moduli,
     load_pydemi,
+    load_targets,
     scaled,
     unscaled,
 )
@@ -254,3 +255,7 @@ def test_shipped_predictions_answer_every_test_crystal_of_pydemi() -> None:
     assert table.loc[("bulk_modulus", "structure"), "pydemi"] == pytest.approx(7.53, abs=0.01)
     bounded = predictions.dropna(subset=["low"])
     assert ((bounded["low"] <= bounded["value"]) & (bounded["value"] <= bounded["high"])).all()
+
+
+def test_labels_are_named_once() -> None:
+    assert load_targets().columns.is_unique

@@ -156,7 +156,7 @@ def load_pydemi() -> pd.DataFrame:
 def load_targets() -> pd.DataFrame:
     """The 22 properties of :func:`load_pydemi` and the total energy of :func:`ecdlib.data.tables.load_crystals`."""
     table = load_pydemi()
-    labels = table[[name for name in (*LEARNED, *DERIVED) if name in table]]
+    labels = table[[name for name in dict.fromkeys((*LEARNED, *DERIVED)) if name in table]]
     return labels.assign(total_energy=load_crystals()["total_energy"].reindex(table.index))
 
 
