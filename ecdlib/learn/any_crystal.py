@@ -73,11 +73,13 @@ LEARNED = {
     "C12": Learned("GPa", "root", signed=True, frame=True),
     "C44": Learned("GPa", "root", frame=True),
     "anisotropy_index": Learned("", "log"),
-    "poisson_ratio": Learned("", signed=True),  # also by formula: the inner folds choose
     "dielectric_total": Learned("", "log"),
     "dielectric_electronic": Learned("", "log"),
     "dielectric_ionic": Learned("", "log"),
 }
+#: Properties that follow by formula and can be learned, too: the inner folds choose.
+BOTH_WAYS = {"poisson_ratio": Learned("", signed=True)}
+_ALL = LEARNED | BOTH_WAYS
 #: Properties of which logarithms are compared.
 LOGARITHMIC = ("anisotropy_index", "dielectric_total", "dielectric_electronic", "dielectric_ionic", "refractive_index")
 #: Properties that follow by formula, with their units.
@@ -156,7 +158,7 @@ def load_pydemi() -> pd.DataFrame:
 def load_targets() -> pd.DataFrame:
     """The 22 properties of :func:`load_pydemi` and the total energy of :func:`ecdlib.data.tables.load_crystals`."""
     table = load_pydemi()
-    labels = table[[name for name in dict.fromkeys((*LEARNED, *DERIVED)) if name in table]]
+    labels = table[[name for name in (*LEARNED, *DERIVED) if name in table]]
     return labels.assign(total_energy=load_crystals()["total_energy"].reindex(table.index))
 
 
@@ -184,7 +186,7 @@ def blocks_for(target: str, inputs: Inputs) -> list[str]:
     """Blocks that a model of a property sees."""
     if inputs == "structure":
         return list(STRUCTURE)
-    learned = LEARNED[target]
+    learned = _ALL[target]
     return [*STRUCTURE, "tensor", *(["frame"] if learned.frame else []), *([] if learned.energy else ["atomic"])]
 
 
@@ -197,7 +199,7 @@ class PropertyModel:
     """A property of a crystal from its blocks of features.
 
     Args:
-        target: name in :data:`LEARNED`.
+        target: name in :data:`LEARNED` or :data:`BOTH_WAYS`.
         inputs: what it sees.
         learned: how, if not as :data:`LEARNED` says.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
@@ -205,7 +207,7 @@ class PropertyModel:
 
     def __init__(self, target: str, inputs: Inputs = "structure", learned: Learned | None = None, **settings: Any):
         self.target, self.inputs, self.settings = target, inputs, settings
-        self.learned = learned or LEARNED[target]
+        self.learned = learned or _ALL[target]
 
     def fit(
         self,
@@ -306,7 +308,7 @@ def fit_and_predict(
     train = train[np.isfinite(labels.loc[train, target]) & complete[position.get_indexer(train)]]
     test = test[complete[position.get_indexer(test)]]
     seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
-    like = LEARNED[target].like
+    like = _ALL[target].like
     reference = labels.loc[train, like].to_numpy() if like else None
     model = PropertyModel(target, inputs, **settings).fit(seen, labels.loc[train, target].to_numpy(), reference)
     return {
@@ -361,7 +363,7 @@ def refractive_index(electronic: Answers) -> Answers:
     return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
-def pydemi_split(out: Path, targets: Sequence[str] = tuple(LEARNED), **settings: Any) -> None:
+def pydemi_split(out: Path, targets: Sequence[str] = tuple(_ALL), **settings: Any) -> None:
     """Train on pydemi's training and validation crystals, predict its test crystals; resumable.
 
     Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
@@ -394,7 +396,7 @@ def pydemi_split(out: Path, targets: Sequence[str] = tuple(LEARNED), **settings:
                         inner[inputs][target] = note | ({} if new is None else {"learned": new["error"]})
                         rows = rows[(rows["property"] != target) | (rows["inputs"] != inputs)]
                         rows = pd.concat([rows, before[(before["property"] == target) & (before["inputs"] == inputs)]])
-                    elif target in DERIVED and target in LEARNED:
+                    elif target in BOTH_WAYS:
                         new["formula"] = note["error"]
         told = {"inner": inner, "runs": [*told["runs"], pieces.provenance()]}
         with atomic_write(out) as temporary:
