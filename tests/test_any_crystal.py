@@ -16,12 +16,25 @@ from sklearn.base import clone
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from ecdlib.base.resources import data_file
 from ecdlib.density.superpose import superpose
 from ecdlib.features.bonds import REACH, SHELLS, _elements, bond_statistics
 from ecdlib.features.crystal import structure_features
 from ecdlib.features.invariants import density_invariants, structure_invariants
 from ecdlib.features.potential import PotentialTensors, load_potential, tensor_features
-from ecdlib.learn.any_crystal import LEARNED, Answers, derive, element_energies, errors, from_moduli, scaled, unscaled
+from ecdlib.learn.any_crystal import (
+    LEARNED,
+    Answers,
+    beside_pydemi,
+    derive,
+    element_energies,
+    errors,
+    from_moduli,
+    load_pydemi,
+    load_targets,
+    scaled,
+    unscaled,
+)
 from ecdlib.models import group_gpr
 from ecdlib.models.group_gpr import GroupGPR
 from ecdlib.models.stacked import BlockScaler, StackedModel
@@ -230,3 +243,19 @@ def test_intervals_of_derived_properties_hold_among_training_crystals(monkeypatc
         part = answers.predicted
         held = (part["low"] <= labels[name]) & (labels[name] <= part["high"])
         assert held.mean() == pytest.approx(0.95, abs=0.01), name
+
+
+def test_shipped_predictions_answer_every_test_crystal_of_pydemi() -> None:
+    predictions = pd.read_csv(data_file("results/pydemi_split.csv"))
+    assert (predictions.groupby(["property", "inputs"])["value"].count() == 606).all()
+    pydemi = load_pydemi()
+    assert set(predictions["material_id"]) == set(pydemi.loc[pydemi["split"] == "test", "material_id"])
+    table = beside_pydemi(predictions).set_index(["property", "inputs"])
+    assert len(table) == 44
+    assert table.loc[("bulk_modulus", "structure"), "pydemi"] == pytest.approx(7.53, abs=0.01)
+    bounded = predictions.dropna(subset=["low"])
+    assert ((bounded["low"] <= bounded["value"]) & (bounded["value"] <= bounded["high"])).all()
+
+
+def test_labels_are_named_once() -> None:
+    assert load_targets().columns.is_unique

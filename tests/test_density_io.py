@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.common import VolumetricData
-from pymatgen.io.vasp import Chgcar
+from pymatgen.io.vasp import Chgcar, Poscar
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_folder
@@ -431,3 +431,25 @@ def test_an_electron_count_that_cannot_be_betrays_the_units(species, count, fits
     else:
         with pytest.raises(EcdError, match="Check the units"):
             check_electrons(density)
+
+
+HEADERS = {
+    "as VASP writes it": "c\n1.0\n4 0 0\n0.1 4.2 0\n0 -0.3 5\nNa Cl\n1 2\nDirect\n0 0 0\n.5 .5 .5\n.25 .1 0.9\n",
+    "scale": "c\n1.3\n4 0 0\n0.1 4.2 0\n0 -0.3 5\nNa Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n",
+    "volume": "c\n-90\n4 0 0\n0.1 4.2 0\n0 -0.3 5\nNa_pv Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n",
+    "Cartesian": "c\n1.3\n4 0 0\n0.1 4.2 0\n0 -0.3 5\nNa Cl\n1 1\nCartesian\n0 0 0\n2 2.1 2.5\n",
+    "selective": "c\n1\n4 0 0\n0 4 0\n0 0 4\nNa Cl\n1 1\nSelective\nDirect\n0 0 0 T T F\n.5 .5 .5 F F F\n",
+    "VASP 4": "c\n1\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0 Na\n.5 .5 .5 Cl\n",
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_are_read_as_pymatgen_does(kind, tmp_path):
+    path = tmp_path / "CHGCAR"
+    electrons = 8 if "1 2" not in HEADERS[kind] else 15
+    path.write_text(f"{HEADERS[kind]}\n2 2 2\n" + 8 * f" {electrons}.0" + "\n")
+    density, structure = read_chgcar(path), Poscar.from_str(HEADERS[kind]).structure
+    assert np.array_equal(density.lattice, structure.lattice.matrix)
+    assert density.species == tuple(site.specie.symbol for site in structure)
+    assert np.allclose(density.positions, structure.frac_coords, atol=1e-14)
+    assert density.n_electrons == pytest.approx(electrons)

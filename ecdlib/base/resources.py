@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -91,9 +92,9 @@ def data_file(name: str) -> Path:
 
 
 def bundled_in(folder: str) -> list[str]:
-    """Names, without suffix, of the bundled files in a folder of the data; the list is noted as read."""
+    """Names, without suffix, of the bundled ``.npz`` files in a folder of the data; the list is noted as read."""
     note_read({f"{folder}/": _listing(folder)})
-    return sorted(Path(name).stem for name in load_manifest() if name.startswith(f"{folder}/"))
+    return sorted(Path(name).stem for name in load_manifest() if re.fullmatch(rf"{re.escape(folder)}/.*\.npz", name))
 
 
 def _listing(folder: str) -> str:

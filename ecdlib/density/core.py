@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,14 @@ class ChargeDensity:
         Args:
             symprec: tolerance in Å.
         """
-        return symmetry_dataset((self.lattice, self.positions, self.numbers), symprec)
+        if symprec not in self._symmetries:
+            self._symmetries[symprec] = symmetry_dataset((self.lattice, self.positions, self.numbers), symprec)
+        return self._symmetries[symprec]
+
+    @cached_property
+    def _symmetries(self) -> dict[float, Any]:
+        """What :meth:`symmetry` has found, by tolerance: many steps ask for it."""
+        return {}
 
     @property
     def structure(self) -> Structure:

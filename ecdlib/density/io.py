@@ -8,17 +8,16 @@ import lzma
 import os
 import re
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from pymatgen.core import Element
+from pymatgen.core import Element, Lattice
 
 from ecdlib.base.arrays import read_arrays
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input, told_as
@@ -96,11 +95,22 @@ class GridError(ValueError):
     """Numbers that do not fit the grid."""
 
 
-def check_header(lines: list[str]) -> int:
-    """Check the counts in the header of a POSCAR or CHGCAR before memory is taken for them.
+class Header(NamedTuple):
+    """What stands where in the header of a POSCAR or CHGCAR."""
 
-    Returns:
-        Number of lines, from the start, that hold it.
+    symbols: list[str]  #: for each number of atoms; none in files of VASP 4
+    counts: list[int]
+    cartesian: bool
+    first: int  #: line of the first position
+
+    @property
+    def lines(self) -> int:
+        """Number of lines, from the start, that hold it."""
+        return self.first + sum(self.counts)
+
+
+def check_header(lines: list[str]) -> Header:
+    """Check the counts in the header of a POSCAR or CHGCAR before memory is taken for them.
 
     Raises:
         ValueError: no numbers of atoms, or such as fit neither the species nor the lines with positions.
@@ -121,21 +131,43 @@ def check_header(lines: list[str]) -> int:
         raise ValueError(f"{len(places)} positions for {sum(counts)} atoms")
     if any(len(line.split()) != 3 for line in lines[2:5]) or len(lines[1].split()) != 1:
         raise ValueError("the header needs a scale and three vectors of three numbers")
-    return 5 + last + 1 + selective + sum(counts)
+    mode = words[last + selective][:1]
+    return Header(symbols, counts, mode != [] and mode[0][0] in "cCkK", 5 + last + 1 + selective)
 
 
-def _header(text: NumbersFile) -> Any:
-    """pymatgen's ``Poscar`` of the header of a CHGCAR; ValueError if its counts contradict each other."""
-    from pymatgen.io.vasp.inputs import Poscar  # slow to import
+class NoElements(ValueError):
+    """A header of VASP 4 that does not say which elements the atoms are."""
 
+
+def _header(text: NumbersFile) -> tuple[str, Lattice, tuple[str, ...], Floats]:
+    """Comment, lattice, species and fractional coordinates from the header of a CHGCAR.
+
+    Raises:
+        ValueError: counts that contradict each other, or no elements.
+    """
     lines: list[str] = []
     while (line := text.line()) is not None and (line.strip() or not lines):
         lines.append(line)
         if len(lines) > MOST_ATOMS + 50:
             raise ValueError(f"no empty line after the atoms within {len(lines)} lines")
-    if check_header(lines) != len(lines) or line is None:
+    header = check_header(lines)
+    if header.lines != len(lines) or line is None:
         raise ValueError("more positions than atoms, or no empty line after them")
-    return Poscar.from_str("\n".join(lines), read_velocities=False)
+    places = [line.split() for line in lines[header.first :]]
+    species = [
+        s.split("_")[0].split("/")[0] for s, n in zip(header.symbols, header.counts, strict=False) for _ in range(n)
+    ]
+    species = species or [next((word for word in words[3:] if Element.is_valid_symbol(word)), "") for words in places]
+    if not all(species):
+        raise NoElements("the header names no elements")
+    vectors = np.array([line.split() for line in lines[2:5]], dtype=float)
+    scale = float(lines[1])
+    if scale < 0:  # the volume of the cell
+        scale = (-scale / abs(np.linalg.det(vectors))) ** (1 / 3)
+    lattice, positions = Lattice(vectors * scale), np.array([words[:3] for words in places], dtype=float)
+    if header.cartesian:
+        positions = lattice.get_fractional_coords(positions * scale)
+    return lines[0].strip(), lattice, tuple(species), positions
 
 
 def _blocks(text: NumbersFile, atoms: int) -> tuple[list[Floats], list[dict[int, Any]]]:
@@ -212,14 +244,12 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
         EcdError: missing, empty, truncated or malformed file, or values that do not fit the header.
     """
     path = Path(path)
-    with _opened(path) as (stream, size), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pymatgen's remarks on POSCAR style
-        warnings.filterwarnings("error", "Elements in POSCAR cannot be determined")  # it would call them H, He, Li
+    with _opened(path) as (stream, size):
         try:
             text = NumbersFile(stream, size)
-            poscar = _header(text)
-            grids, occupancies = _blocks(text, len(poscar.structure))
-        except UserWarning as error:
+            comment, lattice, species, positions = _header(text)
+            grids, occupancies = _blocks(text, len(species))
+        except NoElements as error:
             remedy = "Write their symbols into the line above the numbers of atoms."
             raise EcdError(path, "unknown species: the header names no elements", remedy) from error
         except GridError as error:
@@ -227,30 +257,29 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
             raise EcdError(path, str(error), remedy) from error
         except (EOFError, lzma.LZMAError, zlib.error, OSError, EcdError):
             raise
-        except Exception as error:  # pymatgen raises many kinds; each means the same to the user
+        except Exception as error:  # whatever is not where it should be means the same to the user
             detail = re.sub(r"\s+", " ", str(error))[:120]
             raise EcdError(
                 path, f"is not a complete CHGCAR ({detail})", "Copy it again, or let VASP finish writing it."
             ) from error
-    structure = poscar.structure
-    if not structure.volume > 1e-3:
+    if not lattice.volume > 1e-3:
         raise EcdError(path, "the cell vectors span no volume", "Check the lattice in the file's header (units: Å).")
     names = {1: ("total",), 2: ("total", "diff"), 4: ("total", "diff_x", "diff_y", "diff_z")}[len(grids)]
     spin = dict(zip(names[1:], grids[1:], strict=True))
     augmentation = dict(zip(names, occupancies, strict=True)) if any(occupancies) else {}
     density = ChargeDensity(
-        np.divide(grids[0], structure.volume, order="C"),
-        structure.lattice.matrix,
-        tuple(site.specie.symbol for site in structure),
-        structure.frac_coords,
+        np.divide(grids[0], lattice.volume, order="C"),
+        lattice.matrix,
+        species,
+        positions,
         path.name,
-        convention or _stated_convention(poscar.comment),
+        convention or _stated_convention(comment),
         (f"read {path.name}",),
     )
     potcar = read_potcar(path.parent, density.species) or {}
     stated = {e: n for e, (_, n) in potcar.items()} or None
     density = replace(density, vasp=VaspBlocks(spin, augmentation), valence=stated)
-    if convention or _CONVENTION in poscar.comment:  # not of VASP
+    if convention or _CONVENTION in comment:  # not of VASP
         return density
     return replace(density, potentials={e: title for e, (title, _) in potcar.items()})
 

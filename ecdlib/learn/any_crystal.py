@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,13 +24,13 @@ from scipy import constants
 from ecdlib.base.errors import atomic_write
 from ecdlib.base.pieces import Pieces, in_pieces
 from ecdlib.base.resources import data_file
-from ecdlib.data.tables import load_crystals
+from ecdlib.data.tables import load_crystals, load_matbench_elasticity
 from ecdlib.density.core import Floats
 from ecdlib.elastic.moduli import debye_temperature, poisson_ratio, sound_velocities, youngs_modulus
 from ecdlib.features.crystal import bundled_crystal_features
 from ecdlib.features.potential import load_potential, tensor_features
-from ecdlib.learn.evaluation import deal
-from ecdlib.models.stacked import COVERAGE, StackedModel
+from ecdlib.learn.protocol import fold_numbers
+from ecdlib.models.stacked import COVERAGE, BlockScaler, StackedModel
 
 Inputs = Literal["structure", "structure+potential"]
 #: Blocks of features that a structure gives.
@@ -77,6 +77,9 @@ LEARNED = {
     "dielectric_electronic": Learned("", "log"),
     "dielectric_ionic": Learned("", "log"),
 }
+#: Properties that follow by formula and can be learned, too: the inner folds choose.
+BOTH_WAYS = {"poisson_ratio": Learned("", signed=True)}
+_ALL = LEARNED | BOTH_WAYS
 #: Properties of which logarithms are compared.
 LOGARITHMIC = ("anisotropy_index", "dielectric_total", "dielectric_electronic", "dielectric_ionic", "refractive_index")
 #: Properties that follow by formula, with their units.
@@ -168,7 +171,7 @@ def crystal_table() -> dict[str, Any]:
     """
     names, blocks = bundled_crystal_features()
     potential = load_potential()
-    row = pd.Index(potential.names).get_indexer(names)
+    row = pd.Index(potential.names).get_indexer(pd.Index(names))
     constants_ = potential.relaxed[:, [0, 0, 3], [0, 1, 3]]
     found = {
         "tensor": tensor_features(potential),
@@ -183,7 +186,7 @@ def blocks_for(target: str, inputs: Inputs) -> list[str]:
     """Blocks that a model of a property sees."""
     if inputs == "structure":
         return list(STRUCTURE)
-    learned = LEARNED[target]
+    learned = _ALL[target]
     return [*STRUCTURE, "tensor", *(["frame"] if learned.frame else []), *([] if learned.energy else ["atomic"])]
 
 
@@ -196,15 +199,24 @@ class PropertyModel:
     """A property of a crystal from its blocks of features.
 
     Args:
-        target: name in :data:`LEARNED`.
+        target: name in :data:`LEARNED` or :data:`BOTH_WAYS`.
         inputs: what it sees.
+        learned: how, if not as :data:`LEARNED` says.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
 
-    def __init__(self, target: str, inputs: Inputs = "structure", **settings: Any):
+    def __init__(self, target: str, inputs: Inputs = "structure", learned: Learned | None = None, **settings: Any):
         self.target, self.inputs, self.settings = target, inputs, settings
+        self.learned = learned or _ALL[target]
 
-    def fit(self, blocks: Mapping[str, Any], y: Floats, reference: Floats | None = None, seed: int = 0) -> Self:
+    def fit(
+        self,
+        blocks: Mapping[str, Any],
+        y: Floats,
+        reference: Floats | None = None,
+        seed: int = 0,
+        scaler: BlockScaler | None = None,
+    ) -> Self:
         """Fit to crystals that have all blocks and a label.
 
         Args:
@@ -212,21 +224,22 @@ class PropertyModel:
             y: labels ``(n,)``.
             reference: labels of the energy that this one is like, NaN where unknown ``(n,)``.
             seed: of the inner folds and the trees.
+            scaler: see :meth:`ecdlib.models.stacked.StackedModel.fit`.
         """
-        learned = LEARNED[self.target]
+        learned = self.learned
         self.of_elements = np.zeros(blocks["elements"].shape[1])
         if learned.like and reference is not None:
             both = np.isfinite(reference)
             self.of_elements = element_energies(blocks["elements"][both] ** 2, y[both] - reference[both])
-        x = scaled(y - blocks["elements"] ** 2 @ self.of_elements, learned)
+        x = self.learned_labels = scaled(y - blocks["elements"] ** 2 @ self.of_elements, learned)
         settings = ({"subset": 1600} if learned.separate else {}) | ({} if learned.outliers else {"freedom": None})
         names, power = blocks_for(self.target, self.inputs), 2 if learned.probability else 1
         self.stacked = StackedModel(names, learned.separate, power, seed, **settings | self.settings)
-        self.stacked.fit(blocks, x, deal(len(y), INNER_FOLDS, seed))
+        self.stacked.fit(blocks, x, fold_numbers(len(y), INNER_FOLDS, seed), scaler)
         return self
 
     def _answer(self, blocks: Mapping[str, Any], x: Floats, spread: Floats) -> Floats:
-        learned, half = LEARNED[self.target], self.stacked.factor * spread
+        learned, half = self.learned, self.stacked.factor * spread
         baseline = blocks["elements"] ** 2 @ self.of_elements
         ends = [x, x - half, x + half]
         return np.stack([unscaled(np.asarray(end), learned) + baseline for end in ends], axis=1)
@@ -255,8 +268,8 @@ def element_energies(shares: Floats, difference: Floats) -> Floats:
     Returns:
         eV ``(elements,)``, 0 for elements that do not occur.
     """
-    weights = np.ones(len(difference))
-    found = np.zeros(shares.shape[1])
+    weights: Floats = np.ones(len(difference))
+    found: Floats = np.zeros(shares.shape[1])
     for _ in range(20):
         found = np.linalg.lstsq(shares * weights[:, None], difference * weights, rcond=1e-10)[0]
         weights = 1 / np.sqrt(np.maximum(np.abs(difference - shares @ found), 1e-3))
@@ -295,7 +308,7 @@ def fit_and_predict(
     train = train[np.isfinite(labels.loc[train, target]) & complete[position.get_indexer(train)]]
     test = test[complete[position.get_indexer(test)]]
     seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
-    like = LEARNED[target].like
+    like = _ALL[target].like
     reference = labels.loc[train, like].to_numpy() if like else None
     model = PropertyModel(target, inputs, **settings).fit(seen, labels.loc[train, target].to_numpy(), reference)
     return {
@@ -325,62 +338,120 @@ def derive(K: Answers, G: Answers, labels: pd.DataFrame, coverage: float = COVER
         k, g = getattr(K, which), getattr(G, which)
         names = k.index.intersection(g.index)
         k, g, s = k.loc[names], g.loc[names], size.loc[names]
-        moduli = [np.maximum(m["value"].to_numpy(), SMALLEST) for m in (k, g)]
-        relative = [(m["high"] - m["low"]).to_numpy() / v for m, v in zip((k, g), moduli, strict=True)]
-        found = from_moduli(*moduli, s["density"].to_numpy(), s["volume"].to_numpy())
-        return pd.DataFrame(found, index=names), np.hypot(*relative)
+        bulk, shear = (np.maximum(m["value"].to_numpy(), SMALLEST) for m in (k, g))
+        widths = ((m["high"] - m["low"]).to_numpy() for m in (k, g))
+        found = from_moduli(bulk, shear, s["density"].to_numpy(), s["volume"].to_numpy())
+        return pd.DataFrame(found, index=names), np.hypot(*(w / m for w, m in zip(widths, (bulk, shear), strict=True)))
 
     (known, spread), (asked, wide) = follow("left_out"), follow("predicted")
     answers = {}
-    for name in known:
-        ratio = name == "poisson_ratio"
-        to = (lambda x: x) if ratio else np.log
-        back = (lambda x: x) if ratio else np.exp
-        miss = np.abs(to(labels.loc[known.index, name].to_numpy()) - to(known[name].to_numpy())) / spread
-        factor = np.nanquantile(miss, coverage)
-        answers[name] = Answers(
-            *(
-                pd.DataFrame(
-                    {"value": q[name], "low": back(to(q[name]) - factor * s), "high": back(to(q[name]) + factor * s)}
-                )
-                for q, s in ((known, spread), (asked, wide))
-            )
-        )
+    for name in map(str, known.columns):
+        to, back = (np.positive, np.positive) if name == "poisson_ratio" else (np.log, np.exp)
+        truth, left_out = labels[name].reindex(known.index).to_numpy(), known[name].to_numpy()
+        factor = np.nanquantile(np.abs(to(truth) - to(left_out)) / spread, coverage)
+
+        def ends(values: pd.Series, s: Floats, to: Any = to, back: Any = back, factor: Any = factor) -> pd.DataFrame:
+            low, high = (back(to(values) + sign * factor * s) for sign in (-1, 1))
+            return pd.DataFrame({"value": values, "low": low, "high": high})
+
+        answers[name] = Answers(ends(known[name], spread), ends(asked[name], wide))
     return answers
 
 
 def refractive_index(electronic: Answers) -> Answers:
     """n = √ε of the electronic dielectric constant."""
-    return Answers(*(np.sqrt(np.maximum(part, 0)) for part in (electronic.left_out, electronic.predicted)))
+    return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
-def pydemi_split(out: Path, **settings: Any) -> None:
+def pydemi_split(out: Path, targets: Sequence[str] = tuple(_ALL), **settings: Any) -> None:
     """Train on pydemi's training and validation crystals, predict its test crystals; resumable.
 
     Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
-    on the inner folds, weights of the trees and the provenance.
+    on the inner folds, weights of the trees and the provenance of each run. Other properties that ``out`` holds already
+    stay. What is learned and follows by formula, too, is taken from where the inner folds' error is smaller.
 
     Args:
+        targets: what is learned.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
     labels, pydemi = load_targets(), load_pydemi()
     train, test = (labels.index[mask].to_numpy() for mask in (pydemi["split"] != "test", pydemi["split"] == "test"))
-    with in_pieces(out, "pydemi-split", settings) as pieces:
-        for target in LEARNED:
+    with in_pieces(out, "pydemi-split", {"targets": list(targets)} | settings) as pieces:
+        for target in targets:
             for inputs in INPUTS:
                 if (name := f"{target} {inputs}") not in pieces:
                     begun = time.time()
                     found = fit_and_predict(target, inputs, train, test, labels, **settings)
                     pieces.save(name, found, time.time() - begun)
-        rows, notes = _collected(pieces, labels, test)
+        rows, inner = _collected(pieces, targets, labels, test)
         rows.insert(0, "material_id", pydemi["material_id"].loc[rows.pop("name")].to_numpy())
+        told: dict[str, Any] = {"inner": {}, "runs": []}
+        if out.is_file():
+            told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+            before = pd.read_csv(out)
+            for inputs, known in told["inner"].items():
+                for target, note in known.items():
+                    new = inner[inputs].get(target)
+                    if new is None or (target in DERIVED and note["error"] < new["error"]):
+                        inner[inputs][target] = note | ({} if new is None else {"learned": new["error"]})
+                        rows = rows[(rows["property"] != target) | (rows["inputs"] != inputs)]
+                        rows = pd.concat([rows, before[(before["property"] == target) & (before["inputs"] == inputs)]])
+                    elif target in BOTH_WAYS:
+                        new["formula"] = note["error"]
+        told = {"inner": inner, "runs": [*told["runs"], pieces.provenance()]}
         with atomic_write(out) as temporary:
             rows.to_csv(temporary, index=False, float_format="%.5g")
         with atomic_write(out.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"inner": notes, "provenance": pieces.provenance()}, indent=1) + "\n")
+            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def _collected(pieces: Pieces, labels: pd.DataFrame, test: NDArray[Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+def matbench(out: Path, **settings: Any) -> None:
+    """Predict log10 K and log10 G of Matbench's entries that have a structure here, on its official folds; resumable.
+
+    Writes ``out``, a CSV of name (of the structure), property, inputs, fold and value (log10 of GPa), and beside it
+    ``<stem>.json`` with mean absolute errors and the provenance. Entries without a tensor of the potential are answered
+    from their structure alone.
+
+    Args:
+        settings: see :class:`ecdlib.models.stacked.StackedModel`.
+    """
+    entries = load_matbench_elasticity().dropna(subset=["structure"]).set_index("structure")
+    table = crystal_table()
+    position = pd.Index(table["name"])
+    rows, learned = [], Learned("GPa", "log")
+    with in_pieces(out, "matbench", settings) as pieces:
+        for target, column in (("bulk_modulus", "K"), ("shear_modulus", "G")):
+            logarithm, fold = entries[f"log10_{column}_VRH"], entries[f"fold_{column}"]
+            for number in range(5):
+                answers = pd.Series(np.nan, entries.index)
+                for inputs in INPUTS:
+                    complete = np.isfinite(np.hstack([table[b] for b in blocks_for(target, inputs)])).all(1)
+                    usable = complete[position.get_indexer(entries.index)]
+                    train, test = (entries.index[usable & part] for part in (fold != number, fold == number))
+                    if (name := f"{target} {inputs} {number}") not in pieces:
+                        begun = time.time()
+                        seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
+                        model = PropertyModel(target, inputs, learned, **settings)
+                        model.fit(seen, 10 ** logarithm[train].to_numpy())
+                        value = np.log10(model.predict(asked)[:, 0])
+                        pieces.save(name, {"value": value}, time.time() - begun)
+                    answers[test] = pieces.load(name)["value"]
+                    part = answers[fold == number]
+                    more = {"property": target, "inputs": inputs, "fold": number, "value": part.to_numpy()}
+                    rows.append(pd.DataFrame({"name": part.index, **more, "truth": logarithm[part.index].to_numpy()}))
+        predictions = pd.concat(rows)
+        miss = (predictions["value"] - predictions.pop("truth")).abs()
+        mean = miss.groupby([predictions["property"], predictions["inputs"]]).mean().unstack()
+        with atomic_write(out) as temporary:
+            predictions.to_csv(temporary, index=False, float_format="%.4f")
+        with atomic_write(out.with_suffix(".json")) as temporary:
+            note = {"mean absolute error": mean.to_dict("index"), "provenance": pieces.provenance()}
+            temporary.write_text(json.dumps(note, indent=1) + "\n")
+
+
+def _collected(
+    pieces: Pieces, targets: Sequence[str], labels: pd.DataFrame, test: NDArray[Any]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Answers for all test crystals as rows, and what the inner folds said, by inputs and property."""
     rows: list[pd.DataFrame] = []
     notes: dict[str, Any] = {}
@@ -388,18 +459,29 @@ def _collected(pieces: Pieces, labels: pd.DataFrame, test: NDArray[Any]) -> tupl
     for inputs in INPUTS:
         found: dict[str, Answers] = {}
         notes[inputs] = {}
-        for target in LEARNED:
+        for target in targets:
             piece = pieces.load(f"{target} {inputs}")
-            found[target] = Answers(
-                pd.DataFrame(piece["left_out"], piece["train"], ENDS),
-                pd.DataFrame(piece["predicted"], piece["test"], ENDS),
-            )
+            left_out = pd.DataFrame(piece["left_out"], piece["train"], ENDS)
             process = pd.Series(piece["process_left_out"], piece["train"])
-            notes[inputs][target] = {"trees": float(piece["weight"]), "process": error(target, labels, process)}
-        found |= derive(found["bulk_modulus"], found["shear_modulus"], labels)
-        found["refractive_index"] = refractive_index(found["dielectric_electronic"])
+            found[target] = Answers(left_out, pd.DataFrame(piece["predicted"], piece["test"], ENDS))
+            notes[inputs][target] = {
+                "trees": float(piece["weight"]),
+                "process": error(target, labels, process),
+                "error": error(target, labels, left_out["value"]),
+            }
+        derived: dict[str, Answers] = {}
+        if {"bulk_modulus", "shear_modulus"} <= found.keys():
+            derived = derive(found["bulk_modulus"], found["shear_modulus"], labels)
+        if "dielectric_electronic" in found:
+            derived["refractive_index"] = refractive_index(found["dielectric_electronic"])
+        for target, answers in derived.items():
+            mean = error(target, labels, answers.left_out["value"])
+            if target not in found or mean < notes[inputs][target]["error"]:
+                learned = {"learned": notes[inputs][target]["error"]} if target in found else {}
+                found[target], notes[inputs][target] = answers, {"error": mean} | learned
+            else:
+                notes[inputs][target]["formula"] = mean
         for target, answers in found.items():
-            notes[inputs].setdefault(target, {})["error"] = error(target, labels, answers.left_out["value"])
             whole = answers.predicted.reindex(test)
             if target in answered:  # crystals that lack these inputs
                 whole = whole.fillna(answered[target])

@@ -22,6 +22,7 @@ KINDS = {
     "lean": lazy("ecdlib.learn.lean:LeanModel.from_file"),
     "fusion model": lazy("ecdlib.learn.fusion:FusionModel.from_file"),
     "elasticity model": lazy("ecdlib.learn.elasticity:ElasticityModel.from_file"),
+    "crystal": lazy("ecdlib.learn.crystal_model:CrystalModel.from_file"),
     "autoencoder": lazy("ecdlib.learn.autoencoder:Autoencoder.from_file"),
 }
 #: Folders of the data that hold models, the first ones first.

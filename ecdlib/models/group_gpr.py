@@ -25,7 +25,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from ecdlib.density.core import Floats
 
 
-class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class GroupGPR(RegressorMixin, BaseEstimator):
     """Estimator with the interface of scikit-learn; exact, half a minute of one core for 5,000 samples.
 
     Args:
@@ -61,7 +61,8 @@ class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._z = (y - self.offset_) / self.unit_
         part = np.random.default_rng(self.seed).permutation(len(y))[: self.subset]
         theta, w = _start(groups), np.ones(len(y))
-        turns = self.reweighted if self.freedom else 0
+        freedom = self.freedom or 0.0
+        turns = self.reweighted if freedom else 0
         for turn in range(turns + 1):
             if turn < 2:
                 theta = _maximize(theta, X[part], self._z[part], groups, w[part], self.steps)
@@ -72,20 +73,47 @@ class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             if turn < turns:
                 variance = 1 / np.diag(self._inverse)  # of each sample, left out
                 usual = variance - self._noise * (w - 1)
-                w = np.maximum(1, (self.freedom + (self._dual * variance) ** 2 / usual) / (self.freedom + 1))
+                w = np.maximum(1, (freedom + (self._dual * variance) ** 2 / usual) / (freedom + 1))
         return self
 
     def _condition(self) -> None:
         """Solve for the training samples, with the hyperparameters and weights as they are."""
         self._variance, self._noise = np.exp(self.hyperparameters_[[0, -1]])
-        K = self._variance * _matern(_squared(self._training, self._training))[0]
+        K = self._variance * matern(squared_distances(self._training, self._training))
         K[np.diag_indices_from(K)] += self._noise * self.noise_weights_
         factor = _cholesky(K)
         self._dual, self._inverse = cho_solve((factor, True), self._z), _inverse(factor)
 
+    @property
+    def dual(self) -> Floats:
+        """Coefficients of the kernel at the training samples ``(n,)``."""
+        return self._dual
+
+    @property
+    def column_scale(self) -> Floats:
+        """What each column is multiplied by ``(features,)``: its group's length, inverted."""
+        return np.asarray(self._scale)
+
+    @property
+    def scaled_training(self) -> Floats:
+        """Training samples, scaled ``(n, features)``."""
+        return np.asarray(self._training)
+
+    @property
+    def variance(self) -> float:
+        """v of the kernel, for the standardized target."""
+        return float(self._variance)
+
+    @property
+    def noise(self) -> float:
+        """σ² of the noise, for the standardized target."""
+        return float(self._noise)
+
     def predict(self, X: Floats, return_std: bool = False) -> Any:
         """``(n,)`` predictions, and their standard deviations if asked for (usual noise included)."""
-        cross = self._variance * _matern(_squared(np.asarray(X, dtype=np.float64) * self._scale, self._training))[0]
+        cross = self._variance * matern(
+            squared_distances(np.asarray(X, dtype=np.float64) * self._scale, self._training)
+        )
         mean = cross @ self._dual * self.unit_ + self.offset_
         if not return_std:
             return mean
@@ -114,7 +142,7 @@ class GroupGPR(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return mean * self.unit_ + self.offset_, np.sqrt(np.maximum(variance, self._noise)) * self.unit_
 
 
-def _squared(a: Floats, b: Floats) -> Floats:
+def squared_distances(a: Floats, b: Floats) -> Floats:
     """Squared distances between the rows of two arrays."""
     d = a @ b.T
     d *= -2
@@ -123,7 +151,13 @@ def _squared(a: Floats, b: Floats) -> Floats:
     return np.maximum(d, 0, out=d)
 
 
-def _matern(squared: Floats) -> tuple[Floats, Floats]:
+def matern(squared: Floats) -> Floats:
+    """m(d) of squared distances (see the module)."""
+    r = np.sqrt(5 * squared)
+    return np.asarray((1 + r + r**2 / 3) * np.exp(-r))
+
+
+def _matern_with_slope(squared: Floats) -> tuple[Floats, Floats]:
     """m(d) of squared distances, and its derivative by them."""
     r = np.sqrt(5 * squared)
     decay = np.exp(-r)
@@ -158,7 +192,7 @@ def _maximize(start: Floats, X: Floats, z: Floats, groups: Any, weights: Floats,
         """Negative logarithm of the likelihood, and its gradient."""
         v, noise = np.exp(theta[[0, -1]])
         scaled = X * np.exp(-theta[1:-1])[groups]
-        m, slope = _matern(_squared(scaled, scaled))
+        m, slope = _matern_with_slope(squared_distances(scaled, scaled))
         K = v * m
         K[diagonal] += noise * weights
         try:

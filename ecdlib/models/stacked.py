@@ -73,6 +73,20 @@ class BlockScaler:
         self.groups = np.array(groups)
         return self
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What was fitted, as arrays; :meth:`from_state` takes it."""
+        parts = {f"{name}/{k}": v for name, pair in self.parts.items() for k, v in zip("cm", pair, strict=True)}
+        return {"names": np.array(self.names), "groups": self.groups, **parts}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The scaler that gave this :attr:`state`."""
+        self = cls([str(name) for name in state["names"]])
+        self.groups = state["groups"]
+        self.parts = {name: (state[f"{name}/c"], state[f"{name}/m"]) for name in self.names}
+        return self
+
     def transform(self, blocks: Mapping[str, Floats]) -> Floats:
         """``(n, features)``."""
         columns = []
@@ -108,9 +122,19 @@ class StackedModel:
         self.blocks, self.separate, self.power = list(blocks), separate, power
         self.seed, self.settings = seed, settings
 
-    def fit(self, blocks: Mapping[str, Floats], y: Floats, fold: NDArray[np.integer[Any]]) -> Self:
-        """Fit to blocks ``(n, k)`` and ``y (n,)``, with the number of each sample's inner fold ``(n,)``."""
-        self.scaler = BlockScaler(self.blocks).fit(blocks)
+    def fit(
+        self,
+        blocks: Mapping[str, Floats],
+        y: Floats,
+        fold: NDArray[np.integer[Any]],
+        scaler: BlockScaler | None = None,
+    ) -> Self:
+        """Fit to blocks ``(n, k)`` and ``y (n,)``, with the number of each sample's inner fold ``(n,)``.
+
+        Args:
+            scaler: fitted already, if models of several properties share one.
+        """
+        self.scaler = scaler or BlockScaler(self.blocks).fit(blocks)
         X = self.scaler.transform(blocks)
         self.process = GroupGPR(None if self.separate else self.scaler.groups, **self.settings).fit(X, y)
         self.process_left_out, self.spread = self.process.cross_predict(fold)
@@ -136,5 +160,5 @@ class StackedModel:
     def predict(self, blocks: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         """Predictions ``(n,)`` and standard deviations ``(n,)`` of the process."""
         mean, spread = self.process.predict(self.scaler.transform(blocks), return_std=True)
-        trees = self.booster.predict(self._columns(blocks))
+        trees = np.asarray(self.booster.predict(self._columns(blocks)))
         return (1 - self.weight) * mean + self.weight * trees, spread

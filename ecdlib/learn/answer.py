@@ -1,0 +1,207 @@
+"""What ``ecd predict`` answers: the model that fits what was given, a density or a structure alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import read_density
+from ecdlib.learn.domain import DEFAULT_MODEL
+from ecdlib.learn.model_file import load_model
+from ecdlib.learn.predict import conversion_lines, load_predictors, predict
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from ecdlib.learn.crystal_model import CrystalModel
+
+#: Let what is given choose the model.
+AUTO = "auto"
+#: The model of structures.
+STRUCTURE_MODEL = "crystal"
+#: Half of a 95 % interval in standard deviations, where a model states only those.
+HALF = 1.96
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Predictions for one crystal."""
+
+    #: one a property: ``property``, ``value``, ``low`` and ``high`` (95 %), ``std``, ``unit``, ``model``, ``warnings``,
+    #: ``conversion``, ``conversion_std`` (see :func:`ecdlib.learn.predict.predict`)
+    records: list[dict[str, Any]]
+    notes: list[str]  #: which model and why, what was done about the valence
+
+
+def read_crystal(source: Any) -> ChargeDensity | Structure:
+    """A density if a file holds one, else the structure that it holds.
+
+    Args:
+        source: see :func:`ecdlib.density.io.read_density` and :func:`ecdlib.data.structures.read_structure`; objects
+            are taken as they are. A name of a bundled density is the density, that of another labelled crystal its
+            structure.
+
+    Raises:
+        EcdError: neither can be read.
+    """
+    from ecdlib.data.structures import is_crystal_file, read_structure
+
+    if isinstance(source, ChargeDensity):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        return read_structure(source)
+    path = Path(source)
+    if path.is_file():
+        return read_structure(path) if is_crystal_file(path.name) and not _holds_grid(path) else read_density(source)
+    from ecdlib.density.store import load_densities
+
+    bundled = any(str(source) in load_densities(which) for which in ("cubic-all", "general-all"))
+    if not bundled and "::" not in str(source) and "+" not in str(source) and path.suffix == "":
+        return read_structure(source)
+    return read_density(source)
+
+
+def _holds_grid(path: Path) -> bool:
+    """Whether a file named like a POSCAR goes on with a grid, as a CHGCAR does: three whole numbers in a line alone."""
+    if path.suffix.lower() in (".gz", ".cif"):
+        return False
+    with open(path, "rb") as f:
+        lines = f.read(200_000).decode(errors="replace").splitlines()
+    return any(
+        not before.strip() and len(line.split()) == 3 and all(word.isdigit() for word in line.split())
+        for before, line in pairwise(lines[7:])
+    )
+
+
+@lru_cache(maxsize=1)
+def structure_model() -> CrystalModel:
+    """The shipped model of structures."""
+    return load_model(STRUCTURE_MODEL, "crystal")
+
+
+def answer(
+    crystal: ChargeDensity | Structure,
+    model: str | os.PathLike[str] = AUTO,
+    calibration: str | os.PathLike[str] | None = None,
+) -> Answer:
+    """Properties of one crystal.
+
+    A structure is answered by the model of structures. So is a density, but for what the models of self-consistent
+    densities know: bulk modulus and total energy of cubic crystals.
+
+    Args:
+        model: by default what is given decides; else a model of densities (see
+            :func:`ecdlib.learn.predict.load_predictors`).
+        calibration: see :func:`ecdlib.learn.predict.predict`.
+
+    Raises:
+        EcdError: a crystal or density that the model cannot take.
+    """
+    if not isinstance(crystal, ChargeDensity):
+        records = structure_records(crystal)
+        return Answer(records, [f"structure: model {STRUCTURE_MODEL}{_known(records)}"])
+    if model != AUTO:
+        records = [_with_interval(r, str(model)) for r in predict(crystal, load_predictors(model), calibration)]
+        return Answer(records, conversion_lines(records))
+    dataset = crystal.symmetry(1e-2)
+    if dataset is not None and dataset.number >= 195:
+        own = predict(crystal, load_predictors(DEFAULT_MODEL), calibration)
+        records = [_with_interval(r, DEFAULT_MODEL) for r in own]
+        what = f"cubic density: model {DEFAULT_MODEL}; the rest: model {STRUCTURE_MODEL}, from its structure"
+    else:
+        records, what = [], "density that is not cubic: "
+        what += f"model {STRUCTURE_MODEL}, from its structure, as models of densities have learned few such crystals"
+    from pymatgen.core import Lattice, Structure
+
+    structure = Structure(Lattice(crystal.lattice), crystal.species, crystal.positions)
+    rest = structure_records(structure, skip=[r["property"] for r in records])
+    return Answer(
+        [*records, *({**r, "file": crystal.name} for r in rest)], [what + _known(rest), *conversion_lines(records)]
+    )
+
+
+def _known(records: Sequence[dict[str, Any]]) -> str:
+    name = next((r["seen"] for r in records if r["seen"]), "")
+    return f"; {name} is one of its training crystals: each value is by a model that has not seen it" if name else ""
+
+
+def _with_interval(record: dict[str, Any], model: str) -> dict[str, Any]:
+    low, high = (record["value"] + s * HALF * record["std"] for s in (-1, 1))
+    if record["property"] == "bulk modulus":
+        low = max(low, 0.0)
+    return record | {"low": low, "high": high, "model": model, "seen": ""}
+
+
+def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Records of :class:`Answer` for a structure, by the shipped model of structures.
+
+    A training crystal (same formula, space group and volume) gets the predictions of models that have not seen it.
+
+    Args:
+        skip: properties, in words, that are left out.
+    """
+    from ecdlib.data.structures import structure_warnings
+    from ecdlib.learn.crystal_model import ORIENTED, UNITS
+
+    model = structure_model()
+    warnings = structure_warnings(structure)
+    symbols = {site.specie.Z: site.specie.symbol for site in structure}
+    if unseen := [symbols[z] for z in sorted(set(symbols) - model.elements)]:
+        warnings.append(f"no training crystal holds {', '.join(unseen)}")
+    name = model.seen(structure)
+    found = model.out_of_fold(name) if name else None
+    if found is None:
+        found = model.predict([structure]).iloc[0].unstack()[["value", "low", "high"]]
+    cubic = _is_cubic(structure)
+    records = []
+    for target, row in found.iterrows():
+        words = str(target).replace("_", " ")
+        if words in skip or (target in ORIENTED and not cubic) or not np.isfinite(row["value"]):
+            continue
+        value, low, high = (float(row[end]) for end in ("value", "low", "high"))
+        if str(target).startswith("is_"):  # a probability is an uncertainty
+            low = high = float("nan")
+        records.append(
+            {
+                "file": structure.composition.reduced_formula,
+                "property": words,
+                "value": value,
+                "std": (high - low) / (2 * HALF),
+                "low": low,
+                "high": high,
+                "unit": UNITS[str(target)],
+                "model": STRUCTURE_MODEL,
+                "conversion": "",
+                "conversion_std": 0.0,
+                "warnings": list(warnings),
+                "seen": name or "",
+            }
+        )
+    return records
+
+
+def _is_cubic(structure: Structure) -> bool:
+    try:
+        return bool(structure.get_space_group_info(symprec=1e-2)[1] >= 195)
+    except Exception:  # spglib finds none
+        return False
+
+
+def table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """All records as a table; warnings as text."""
+    frame = pd.DataFrame([record for each in answers for record in each.records])
+    return frame.assign(warnings=frame["warnings"].map("; ".join)).drop(columns="seen")
+
+
+def named(done: Answer, file: str) -> Answer:
+    """The same under the name of a file."""
+    return replace(done, records=[{**record, "file": file} for record in done.records])
