@@ -193,7 +193,6 @@ def scoreboard(as_json: Annotated[bool, typer.Option("--json", help="print JSON"
         return
     for row in rows:
         row["ours"] = show(row["ours"])
-        row["tolerance"] = "" if row["tolerance"] is None else row["tolerance"]
         row["made by"] = row["provenance"]["notebook"] if row["provenance"] else ""
     _table(rows, ["id", "paper", "reported", "ours", "tolerance", "verdict", "made by"])
     print(", ".join(f"{n} {v}" for v, n in Counter(row["verdict"] for row in rows).items()))

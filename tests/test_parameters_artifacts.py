@@ -13,16 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import r2_score
 
 from ecdlib import cli
 from ecdlib.base import cached
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT, data_file, load_manifest
 from ecdlib.book import artifacts, runs
-from ecdlib.book.artifacts import Artifact, judge, load_artifacts, read_payloads, scoreboard, write_payload
+from ecdlib.book.artifacts import (
+    Artifact,
+    Comparison,
+    judge,
+    load_artifacts,
+    mean_with_error,
+    paired,
+    r2_with_error,
+    read_payloads,
+    scoreboard,
+    weigh,
+    write_payload,
+)
 from ecdlib.book.parameters import NOTEBOOKS, changed, describe, resolve, schema, slug, title
 
 
@@ -229,84 +243,189 @@ def test_the_list_is_sound():
 
 def test_every_number_to_compare_with_is_a_number():
     for artifact in load_artifacts().values():
-        if artifact.tolerance is not None:
-            assert artifact.tolerance >= 0
+        if artifact.tolerance:
             assert artifact.numbers, f"{artifact.id} has a tolerance but no numbers"
             assert all(math.isfinite(number) for number in artifact.numbers)
+            assert len(artifact.tolerances) == len(artifact.numbers)
+            assert artifact.why, f"{artifact.id}: why this tolerance?"
         elif artifact.kind in ("number", "table"):
             assert artifact.numbers is None, f"{artifact.id} has numbers but no tolerance"
 
 
 def test_what_the_paper_reports_is_reproduced_by_itself():
     for artifact in load_artifacts().values():
-        if artifact.tolerance is not None and artifact.numbers:
-            assert judge(artifact, artifact.numbers, {}) == "reproduced"
-            if any(artifact.numbers):
+        if artifact.tolerance and artifact.numbers:
+            assert judge(weigh(artifact, artifact.numbers)) == "reproduced", artifact.id
+            if all(t.kind not in ("at most", "at least") for t in artifact.tolerances):
                 far = [10 * abs(number) + 1 for number in artifact.numbers]
-                assert judge(artifact, far, {}) == "differs"
+                assert judge(weigh(artifact, far)) == "differs", artifact.id
+
+
+def test_a_tolerance_tells_apart_what_the_papers_compare():
+    table = load_artifacts()["fusion-table1-lightgbm"]
+    worse = [0.893, *table.numbers[1:]]
+    assert weigh(table, worse)[0]["outcome"] == "fails", "0.94 is not 0.893"
+    assert judge(weigh(table, [0.935, *table.numbers[1:]])) == "reproduced"
 
 
 # Verdicts
 
 
-def reported(text: str, tolerance: float | None = 0.0) -> Artifact:
-    return Artifact("x", "lean_cnn", "number", "here", "something", text, "", tolerance, "")
+def reported(text: str, tolerance: str = "exact") -> Artifact:
+    return Artifact("x", "lean_cnn", "number", "here", "something", text, "", tolerance, "because", "")
 
 
 @pytest.mark.parametrize(
     ("text", "tolerance", "ours", "verdict"),
     [
-        ("10", 0.1, [10.9], "reproduced"),
-        ("10", 0.1, [11.1], "differs"),
-        ("-10", 0.1, [-10.9], "reproduced"),
-        ("1410", 0, [1410], "reproduced"),
-        ("1410", 0, [1411], "differs"),  # a count is exact
-        ("0.0712", 0, [0.07124], "reproduced"),  # half a unit of the last printed digit
-        ("0.0712", 0, [0.0713], "differs"),
-        ("7.70", 0, [7.704], "reproduced"),
-        ("7.70", 0, [7.72], "differs"),
-        ("7.7", 0, [7.72], "reproduced"),
-        ("1.5e3", 0, [1540], "reproduced"),
-        ("1.5e3", 0, [1560], "differs"),
-        ("0.0", 0.1, [0.04], "reproduced"),
-        ("1; 2; 3", 0, [1, 2, 3], "reproduced"),
-        ("1; 2; 3", 0, [1, 2, 4], "partly"),
-        ("1; 2; 3", 0, [3, 1, 2], "differs"),
+        ("10", "10 %", [10.9], "reproduced"),
+        ("10", "10 %", [11.1], "differs"),
+        ("-10", "10 %", [-10.9], "reproduced"),
+        ("1410", "exact", [1410], "reproduced"),
+        ("1410", "exact", [1411], "differs"),  # a count is exact
+        ("0.0712", "exact", [0.07124], "reproduced"),  # half a unit of the last printed digit
+        ("0.0712", "exact", [0.0713], "differs"),
+        ("7.70", "exact", [7.704], "reproduced"),
+        ("7.70", "exact", [7.72], "differs"),
+        ("7.7", "exact", [7.72], "reproduced"),
+        ("1.5e3", "exact", [1540], "reproduced"),
+        ("1.5e3", "exact", [1560], "differs"),
+        ("0.0", "10 %", [0.04], "reproduced"),
+        ("7.5", "± 0.2", [7.69], "reproduced"),
+        ("7.5", "± 0.2", [7.71], "differs"),
+        ("0.94", "25 % of 1-R2", [0.926], "reproduced"),
+        ("0.94", "25 % of 1-R2", [0.924], "differs"),
+        ("0.94", "25 % of 1-R2", [0.956], "differs"),  # better is not as printed
+        ("13", "at most", [9], "reproduced"),
+        ("13", "at most", [13.1], "differs"),
+        ("25", "at least", [26], "reproduced"),
+        ("25", "at least", [24], "differs"),
+        ("1; 2; 3", "exact", [1, 2, 3], "reproduced"),
+        ("1; 2; 3", "exact", [1, 2, 4], "mixed"),
+        ("1; 2; 3", "exact", [3, 1, 2], "differs"),
+        ("1; 2; 3", "10 %; -; at most", [1.05, 7, 2], "reproduced"),
     ],
 )
 def test_a_number_holds_within_the_tolerance_or_half_the_last_digit(text, tolerance, ours, verdict):
-    assert judge(reported(text, tolerance), ours, {}) == verdict
+    assert judge(weigh(reported(text, tolerance), ours)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "error", "verdict"),
+    [(10.2, 0.3, "reproduced"), (10.2, 0.5, "undecided"), (12.0, 0.6, "undecided"), (12.0, 0.4, "differs")],
+)
+def test_an_estimate_counts_beyond_two_standard_errors(ours, error, verdict):
+    assert judge(weigh(reported("10", "10 %"), [ours], standard_errors=[error])) == verdict
+
+
+def test_a_tolerance_that_cannot_be_read_is_refused():
+    with pytest.raises(EcdError, match=r"x: '10' is no tolerance"):
+        weigh(reported("5", "10"), [5])
+    with pytest.raises(EcdError, match="2 tolerances for 3 numbers"):
+        weigh(reported("5; 6; 7", "exact; 5 %"), [5, 6, 7])
 
 
 @pytest.mark.parametrize(
     ("checks", "verdict"),
     [
         ({"a": True, "b": True}, "reproduced"),
-        ({"a": True, "b": False}, "partly"),
+        ({"a": True, "b": False}, "mixed"),
         ({"a": False, "b": False}, "differs"),
     ],
 )
-def test_checks_count_like_numbers(checks, verdict):
-    assert judge(reported("picture", None), "a picture", checks) == verdict
-    assert judge(reported("5"), [5], {"a": False}) == "partly"
+def test_checks_count_each(checks, verdict):
+    assert judge(weigh(reported("picture", ""), "a picture", checks=checks)) == verdict
+
+
+def test_a_check_cannot_rescue_a_number_but_can_lower_it():
+    assert judge(weigh(reported("5; 6"), [7, 8], checks={"a": True, "b": True})) == "differs"
+    assert judge(weigh(reported("5; 6"), [5, 8], checks={"a": True})) == "mixed"
+    assert judge(weigh(reported("5"), [5], checks={"a": False})) == "mixed"
 
 
 @pytest.mark.parametrize(
-    ("artifact", "ours", "checks", "problem"),
+    ("difference", "error", "outcome"),
     [
-        (reported("5"), [math.nan], {}, "not finite"),
-        (reported("5"), [math.inf], {"a": True}, "not finite"),
-        (reported("picture", None), [math.nan], {"a": True}, "not finite"),
-        (reported("5; 6"), [5], {}, "1 numbers for 2 reported"),
-        (reported("5"), [5, 6], {}, "2 numbers for 1 reported"),
-        (reported("5"), "about five", {}, "nothing to judge by"),
-        (reported("5", None), [5], {}, "nothing to judge by"),
-        (reported("picture", None), "a picture", {}, "nothing to judge by"),
+        (2.1, 1.0, "holds"),
+        (2.0, 1.0, "undecided"),
+        (0.0, 0.0, "undecided"),
+        (-2.0, 1.0, "undecided"),
+        (-2.1, 1.0, "fails"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(artifact, ours, checks, problem):
+def test_a_comparison_holds_beyond_two_standard_errors(difference, error, outcome):
+    assert Comparison("A is better", difference, error).outcome == outcome
+    verdict = {"holds": "reproduced", "undecided": "undecided", "fails": "differs"}[outcome]
+    evidence = weigh(reported("claim", ""), "words", comparisons=[Comparison("A is better", difference, error)])
+    assert judge(evidence) == verdict
+    also = weigh(
+        reported("claim", ""), "words", checks={"true": True}, comparisons=[Comparison("A", difference, error)]
+    )
+    assert judge(also) == ("mixed" if outcome == "fails" else verdict)
+
+
+def test_on_other_data_numbers_are_not_compared():
+    far, near = weigh(reported("5"), [99], compared=False), weigh(reported("5"), [5], compared=False)
+    assert [e["outcome"] for e in far + near] == ["not compared"] * 2
+    assert judge(near, other_data=True) is None, "a number alone says nothing about other data"
+    held = weigh(reported("5"), [99], checks={"a": True}, compared=False)
+    assert judge(held, other_data=True) == "holds on other data"
+    failed = weigh(reported("5"), [5], checks={"a": False}, compared=False)
+    assert judge(failed, other_data=True) == "differs"
+
+
+def test_the_paired_difference_is_that_of_the_same_crystals():
+    rng = np.random.default_rng(0)
+    hard = rng.exponential(10, 400)  # some crystals are hard for both models
+    a, b = hard + rng.normal(0, 1, 400), hard + 0.5 + rng.normal(0, 1, 400)
+    found = paired("a is better", a, b)
+    assert found.difference == pytest.approx((b - a).mean())
+    repeated = [(b - a)[rng.integers(0, 400, 400)].mean() for _ in range(2000)]
+    assert found.standard_error == pytest.approx(np.std(repeated), rel=0.1)
+    assert found.outcome == "holds"
+    assert paired("b is better", b, a).outcome == "fails"
+    alone = math.hypot(mean_with_error(a)[1], mean_with_error(b)[1])
+    assert alone > 5 * found.standard_error, "unpaired errors could not tell"
+    for bad in (b[:-1], [*b[:-1], math.nan]):
+        with pytest.raises(EcdError, match="Give finite ones for the same crystals"):
+            paired("x", a, bad)
+
+
+def test_the_standard_error_of_r2_is_that_of_drawing_other_crystals():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(100, 30, 5000)
+    guess = truth + rng.normal(0, 9, 5000)
+    r2, error = r2_with_error(truth[:200], guess[:200])
+    assert r2 == pytest.approx(r2_score(truth[:200], guess[:200]))
+    draws = rng.integers(0, 5000, (1000, 200))
+    assert error == pytest.approx(np.std([r2_score(truth[d], guess[d]) for d in draws]), rel=0.25)
+    by_hand = [r2_score(np.delete(truth[:200], i), np.delete(guess[:200], i)) for i in range(200)]
+    assert error == pytest.approx(math.sqrt(199 / 200 * ((by_hand - np.mean(by_hand)) ** 2).sum()))
+
+
+@pytest.mark.parametrize(
+    ("artifact", "ours", "problem"),
+    [
+        (reported("5"), [math.nan], "not finite"),
+        (reported("5"), [math.inf], "not finite"),
+        (reported("picture", ""), [math.nan], "not finite"),
+        (reported("5; 6"), [5], "1 numbers for 2 reported"),
+        (reported("5"), [5, 6], "2 numbers for 1 reported"),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused(artifact, ours, problem):
     with pytest.raises(EcdError, match=problem):
-        judge(artifact, ours, checks)
+        weigh(artifact, ours, checks={"a": True})
+    with pytest.raises(EcdError, match="'b' is not finite"):
+        weigh(reported("5"), [5], comparisons=[Comparison("b", math.nan, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("artifact", "ours"),
+    [(reported("5"), "about five"), (reported("5", ""), [5]), (reported("picture", ""), "a picture")],
+)
+def test_without_evidence_there_is_no_verdict(artifact, ours):
+    assert judge(weigh(artifact, ours)) is None
 
 
 # Payloads and scoreboard
@@ -314,38 +433,53 @@ def test_what_cannot_be_judged_is_refused(artifact, ours, checks, problem):
 
 @pytest.fixture
 def one() -> str:
-    """Id of an artifact whose one number is compared."""
-    return next(a.id for a in load_artifacts().values() if a.tolerance is not None and len(a.numbers or []) == 1)
+    """Id of an artifact whose one number is compared and is no bound."""
+    kinds = ("relative", "absolute")
+    return next(a.id for a in load_artifacts().values() if len(a.tolerances) == 1 and a.tolerances[0].kind in kinds)
 
 
 def test_a_payload_says_what_came_out_and_how(one, tmp_path):
     number = load_artifacts()[one].numbers[0]
     payload = write_payload(tmp_path, one, [number], made_by=MADE_BY)
     assert json.loads((tmp_path / f"{one}.json").read_text()) == payload
+    (evidence,) = payload.pop("evidence")
+    assert (evidence["kind"], evidence["outcome"]) == ("number", "holds")
     assert payload == {
-        "id": one, "ours": [number], "checks": {}, "verdict": "reproduced", "reason": "", "provenance": MADE_BY,
+        "id": one, "ours": [number], "verdict": "reproduced", "other_data": "", "not_possible": "", "reason": "",
+        "finding": "", "provenance": MADE_BY,
     }  # fmt: skip
-    assert read_payloads([tmp_path]) == {one: payload}
+    assert read_payloads([tmp_path])[one]["ours"] == [number]
 
 
 @pytest.mark.parametrize(
     ("options", "verdict"),
     [
         ({}, "reproduced"),
-        ({"limit": "partly"}, "partly"),
-        ({"checks": {"a": False}}, "partly"),
-        ({"checks": {"a": False}, "limit": "reproduced"}, "partly"),
-        ({"limit": "not possible here"}, "not possible here"),
+        ({"other_data": "ours", "checks": {"a": True}}, "holds on other data"),
+        ({"other_data": "ours", "checks": {"a": True, "b": False}}, "mixed"),
+        ({"other_data": "ours", "comparisons": [Comparison("a", 1, 1)]}, "undecided"),
+        ({"checks": {"a": False}}, "mixed"),
+        ({"not_possible": "no data"}, "not possible here"),
+        ({"not_possible": "no data", "checks": {"a": True}}, "not possible here"),
     ],
 )
-def test_a_verdict_below_reproduced_needs_a_reason_or_a_failed_check(options, verdict, one, tmp_path):
-    ours = load_artifacts()[one].numbers
-    if verdict != "reproduced" and "checks" not in options:
-        with pytest.raises(EcdError, match=f"verdict '{verdict}' without a reason"):
-            write_payload(tmp_path, one, ours, made_by=MADE_BY, **options)
-        assert list(tmp_path.iterdir()) == []
-    payload = write_payload(tmp_path, one, ours, made_by=MADE_BY, reason="other crystals", **options)
+def test_the_verdict_of_a_payload(options, verdict, one, tmp_path):
+    payload = write_payload(tmp_path, one, load_artifacts()[one].numbers, made_by=MADE_BY, **options)
     assert payload["verdict"] == verdict
+    explained = artifacts.explain(payload)
+    assert explained.startswith("Fails: ") == (verdict == "mixed")
+    for words in ("other_data", "not_possible"):
+        assert str(options.get(words, "")) in explained
+
+
+def test_a_number_that_fails_needs_a_reason_and_other_data_a_check(one, tmp_path):
+    ours = [load_artifacts()[one].numbers[0] + 1e6]
+    with pytest.raises(EcdError, match="verdict 'differs' without a reason"):
+        write_payload(tmp_path, one, ours, made_by=MADE_BY)
+    with pytest.raises(EcdError, match="nothing to judge by"):
+        write_payload(tmp_path, one, ours, other_data="other crystals", made_by=MADE_BY)
+    assert list(tmp_path.iterdir()) == []
+    assert write_payload(tmp_path, one, ours, reason="too few", made_by=MADE_BY)["verdict"] == "differs"
 
 
 def test_results_for_unlisted_artifacts_are_refused(one, tmp_path):
@@ -355,6 +489,8 @@ def test_results_for_unlisted_artifacts_are_refused(one, tmp_path):
     (tmp_path / "orphan.json").write_text(json.dumps({"id": "orphan"}))
     with pytest.raises(EcdError, match="no listed artifact"):
         read_payloads([tmp_path])
+    (tmp_path / "orphan.json").write_text(json.dumps({"id": one, "verdict": "partly"}))
+    assert read_payloads([tmp_path]) == {}, "judged by older rules: as if it had not run"
     (tmp_path / "orphan.json").write_text("{half a")
     with pytest.raises(EcdError, match="is not valid JSON"):
         read_payloads([tmp_path])
@@ -446,10 +582,10 @@ def test_a_recorded_result_carries_its_provenance(one, tmp_path, monkeypatch, ca
     assert made["seconds"] >= 0
 
 
-def test_a_verdict_is_shown_as_text_without_markup_of_the_source(one):
+def test_a_verdict_is_shown_as_text_without_markup_of_the_source(one, tmp_path):
     artifact = replace(load_artifacts()[one], what="a < b & c")
-    shown = runs.verdict_html(
-        artifact, {"ours": [1.5], "verdict": "partly", "checks": {"held": False}, "reason": "few"}
-    )
+    payload = write_payload(tmp_path, one, [1.5], checks={"x < y": False}, reason="few", made_by=MADE_BY)
+    shown = runs.verdict_html(artifact, payload)
     assert "a &lt; b &amp; c" in shown
-    assert "Does not hold: held." in shown
+    assert "Fails: " in shown
+    assert "<li><b>fails</b>: x &lt; y</li>" in shown

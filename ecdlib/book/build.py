@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,9 @@ from ecdlib.base.resources import ROOT
 from ecdlib.base.settings import Parameters, Profile
 from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.book import parameters
-from ecdlib.book.artifacts import COLOURS, GREY, NOT_BUILT, NOT_RUN, PAPERS, explain, show, verdict_words
 from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
+from ecdlib.book.scoreboard import scoreboard_page
 from ecdlib.course.pages import questions_html, write_pages, write_slides
 
 PAGES = ROOT / "book" / "executed"
@@ -150,56 +148,3 @@ def _contents(beneath: dict[str, list[str]]) -> Path:
     path = BUILD / "_toc.yml"
     path.write_text(yaml.safe_dump(toc, sort_keys=False))
     return path
-
-
-def scoreboard_page(rows: list[dict[str, Any]]) -> str:
-    """The scoreboard as a MyST page: counts for each paper, then one table per paper."""
-    text = [
-        "# Scoreboard",
-        "",
-        "Every figure, table, quoted number and claim of the three papers, what they report and what this book gets; "
-        "then the aims of this book beyond them. "
-        "This page is generated from the results that the notebooks write; nothing in it is typed by hand.",
-        "",
-        "- **reproduced**: every reported number is met within the tolerance, and every check made by code holds.",
-        "- **partly**: some hold, or the picture is the same on other crystals.",
-        "- **differs**: none holds; the reason stands beside.",
-        "- **not possible here**: needs data or machines that this book does not have; the reason stands beside.",
-        "- **reached** / **partly reached** / **not reached**: the same for aims of this book beyond the papers.",
-        f"- **{NOT_RUN}** / **{NOT_BUILT}**: a notebook for it exists but has not run / does not exist yet.",
-        "",
-    ]
-    printed = [row for row in rows if row["paper"] != "beyond"]
-    total = Counter(row["verdict"] for row in printed)
-    text += [f"Of {len(printed)} artifacts: {', '.join(f'**{n}** {v}' for v, n in total.most_common())}.", ""]
-    for paper, title in PAPERS.items():
-        own = [row for row in rows if row["paper"] == paper]
-        counts = Counter(verdict_words(paper, row["verdict"]) for row in own)
-        what, reported = ("aims", "aim") if paper == "beyond" else ("artifacts", "reported")
-        text += [f"## {title}", "", f"{len(own)} {what}: {', '.join(f'{n} {v}' for v, n in counts.items())}.", ""]
-        heads = "".join(f"<th>{h}</th>" for h in ("artifact", reported, "here", "verdict", "made by"))
-        text += [f"<table class='ecd-scoreboard'><thead><tr>{heads}</tr></thead><tbody>"]
-        for row in own:
-            made = row["provenance"]
-            verdict = verdict_words(paper, row["verdict"]) + (" (older sources)" if row["stale"] else "")
-            verdict += " (tiny profile: means nothing)" if made and made["parameters"]["profile"] == "tiny" else ""
-            note = f"<br><small>In print: {html.escape(row['note'])}</small>" if row["note"] else ""
-            by = ""
-            if made:
-                data = ", ".join(f"{name} {digest}" for name, digest in made["data"].items() if name.endswith(".h5"))
-                versions = ", ".join(f"{name} {v}" for name, v in made["versions"].items())
-                facts = f"{made['parameters']['profile']} profile, seed {made['parameters']['seed']}; "
-                facts += f"{made['device']}, {made['seconds']} s, {made['date']}; commit {made['commit']}; "
-                facts += f"{data}; {versions}"
-                by = f"<a href='{made['notebook']}.html'>{made['notebook']}</a>"
-                by += f"<details><summary>provenance</summary>{html.escape(facts)}</details>"
-            tolerance = f"<br><small>tolerance {row['tolerance']:.3g}</small>" if row["tolerance"] is not None else ""
-            text.append(
-                f"<tr id='{row['id']}'><td><b>{html.escape(row['where'])}</b>: {html.escape(row['what'])}<br>"
-                f"<small><code>{row['id']}</code></small>{note}</td><td>{html.escape(row['reported'])} "
-                f"{html.escape(row['unit'])}{tolerance}</td><td>{html.escape(show(row['ours']))}</td>"
-                f"<td><b style='color:{COLOURS.get(row['verdict'], GREY)}'>{verdict}</b><br>"
-                f"<small>{html.escape(explain(row))}</small></td><td>{by}</td></tr>"
-            )
-        text += ["</tbody></table>", ""]
-    return "\n".join(text)

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -48,14 +48,27 @@ class Run:
         artifact_id: str,
         ours: Sequence[float] | str,
         *,
+        standard_errors: Sequence[float] | None = None,
         checks: Mapping[str, bool] | None = None,
+        comparisons: Iterable[artifacts.Comparison] = (),
+        other_data: str = "",
+        not_possible: str = "",
         reason: str = "",
-        limit: artifacts.Verdict | None = None,
+        finding: str = "",
     ) -> None:
         """Write the payload of one artifact (see :func:`ecdlib.book.artifacts.write_payload`) and show its verdict."""
-        made_by = provenance(self.notebook, self.parameters.model_dump(), time.monotonic() - self._started)
         payload = artifacts.write_payload(
-            self.folder, artifact_id, ours, checks=checks, reason=reason, limit=limit, made_by=made_by
+            self.folder,
+            artifact_id,
+            ours,
+            standard_errors=standard_errors,
+            checks=checks,
+            comparisons=comparisons,
+            other_data=other_data,
+            not_possible=not_possible,
+            reason=reason,
+            finding=finding,
+            made_by=provenance(self.notebook, self.parameters.model_dump(), time.monotonic() - self._started),
         )
         display(HTML(verdict_html(artifacts.load_artifacts()[artifact_id], payload)))
 
@@ -65,20 +78,28 @@ class Run:
 
 
 def verdict_html(artifact: artifacts.Artifact, payload: Mapping[str, Any]) -> str:
-    """A line that says what the paper reports, what we get and the verdict."""
-    ours = artifacts.show(payload["ours"])
+    """A line that says the verdict, what the paper reports and what we get; a click opens the evidence."""
     colour = artifacts.COLOURS.get(payload["verdict"], artifacts.GREY)
-    reason = artifacts.explain(payload)
+    explained = artifacts.explain(payload)
+    unit = artifact.unit if not isinstance(payload["ours"], str) else ""
+    compared = " (not compared)" if unit and (payload["other_data"] or payload["not_possible"]) else ""
     cells = [
         f"<b style='color:{colour}'>{artifacts.verdict_words(artifact.paper, payload['verdict'])}</b>",
         f"{html.escape(artifact.where)}: {html.escape(artifact.what)}",
         f"{'aim' if artifact.paper == 'beyond' else 'paper'}: {html.escape(artifact.reported)}",
-        f"here: {html.escape(ours)} {html.escape(artifact.unit if not isinstance(payload['ours'], str) else '')}",
+        f"here: {html.escape(artifacts.show(payload['ours']))} {html.escape(unit)}{compared}",
     ]
     return (
-        "<p style='border-left:4px solid " + colour + ";padding-left:.7em;font-size:90%'>"
-        f"{' · '.join(cells)}{'<br>' + html.escape(reason) if reason else ''}</p>"
+        f"<div style='border-left:4px solid {colour};padding-left:.7em;margin:.5em 0;font-size:90%'>"
+        f"{' · '.join(cells)}{'<br>' + html.escape(explained) if explained else ''}"
+        f"<details><summary>evidence</summary>{evidence_list(payload)}</details></div>"
     )
+
+
+def evidence_list(payload: Mapping[str, Any]) -> str:
+    """Every number, check and comparison with its outcome; empty if there is none."""
+    items = "".join(f"<li><b>{e['outcome']}</b>: {html.escape(artifacts.worded(e))}</li>" for e in payload["evidence"])
+    return f"<ul>{items}</ul>" if items else ""
 
 
 _ASSIGNED: dict[str, set[str]] = {}  # names found at the first call: later cells of a live session define more
