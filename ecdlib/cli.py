@@ -175,8 +175,9 @@ def book(
 ) -> None:
     """Execute the notebooks and build the HTML book."""
     from ecdlib.book.build import build_book
+    from ecdlib.course import pages
 
-    print(f"open {build_book(profile.value, kernel=kernel, force=force, solutions=solutions)}")
+    print(f"open {build_book(pages, profile.value, kernel=kernel, force=force, solutions=solutions)}")
 
 
 @app.command()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
 
 from ecdlib.book.artifacts import load_artifacts
 from ecdlib.density.cell import to_conventional
@@ -15,7 +17,7 @@ from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import load_density
 from ecdlib.features.autocorrelation import cubic_average, cubic_orbits, standardized_autocorrelation
 from ecdlib.features.composition import magpie_features
-from ecdlib.learn.lean import TrainingParameters
+from ecdlib.learn.lean import TrainingParameters, build
 from ecdlib.models import MODELS
 from ecdlib.models.density_gpr import DensityGPR
 from ecdlib.models.lean_cnn import LeanCNN, count_parameters, whitening
@@ -140,6 +142,35 @@ def test_magpie_features_do_not_depend_on_how_a_formula_is_written() -> None:
     assert len(a) == 132
     assert np.allclose(a, b)
     assert np.isfinite(c).all()  # a property missing for Xe is filled in
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_keep_the_contract_of_scikit_learn(name: str) -> None:
+    """They can be cloned, their parameters can be read and set, and they can be cross-validated."""
+    rng, about = np.random.default_rng(0), MODELS[name]
+    target = "both" if about.targets > 1 else "bulk_modulus"
+    p = TrainingParameters(model=name, target=target, size=9, grid=8, epochs=2)
+    X: Any = rng.random((60, int(cubic_orbits(9).max()) + 13)).cumsum(1)
+    if about.inputs == ("density",):
+        X = rng.random((60, 1, 8, 8, 8))
+    elif about.inputs == ("composition",):
+        X = np.array(["NaCl", "MgO", "LiF", "CaO"] * 15)
+    elif "quantiles" not in about.inputs:
+        X = X[:, :-12]
+    y = rng.uniform(10, 200, (60, about.targets)).squeeze()
+    model = build(p, progress=False)
+    again = clone(model)
+    assert type(again) is type(model)
+    assert repr(again.get_params()) == repr(model.get_params())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's remarks on noise without a pattern
+        assert np.isfinite(cross_val_score(model, X, y, cv=2)).all()
+        predicted = again.fit(X, y).predict(X)
+    assert np.shape(predicted) == y.shape
+    assert not hasattr(model, "state")  # clones were fitted, not the model itself
+    if state := getattr(again, "state", None):
+        restored = clone(again).restore(state)
+        assert np.array_equal(restored.predict(X), predicted)
 
 
 def test_every_model_can_be_chosen_as_a_parameter() -> None:
