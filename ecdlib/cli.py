@@ -175,8 +175,9 @@ def book(
 ) -> None:
     """Execute the notebooks and build the HTML book."""
     from ecdlib.book.build import build_book
+    from ecdlib.course import pages
 
-    print(f"open {build_book(profile.value, kernel=kernel, force=force, solutions=solutions)}")
+    print(f"open {build_book(pages, profile.value, kernel=kernel, force=force, solutions=solutions)}")
 
 
 @app.command()
@@ -215,7 +216,7 @@ def featurize(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
 ) -> None:
-    """Autocorrelations of many densities on the standard grid; goes on where an interrupted run stopped."""
+    """Autocorrelations of many densities on the standard grid; resumes what was interrupted."""
     from ecdlib.features.collection import FeatureSettings, featurize_collection
 
     check_output(out, files)
@@ -283,8 +284,7 @@ def predict_command(
     model: Annotated[
         str,
         typer.Option(
-            help="density-gpr-portable (any code's density), density-gpr, octahedral-a, fusion-lightgbm, "
-            "fusion-attention, or a result of `ecd train`"
+            help="a shipped model (a name that is none lists them), or a file of `ecd train`, `train-fusion --final`"
         ),
     ] = "density-gpr-portable",
     valence: Valences = "",

@@ -18,6 +18,7 @@ from ecdlib.book import build as book
 from ecdlib.book import parameters, runs
 from ecdlib.book.artifacts import load_artifacts
 from ecdlib.book.parameters import NOTEBOOKS
+from ecdlib.course import pages
 from ecdlib.course.pages import load_questions
 
 GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::[^`]*)?`")
@@ -78,7 +79,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(book, "available_cores", lambda: 1)  # processes of their own would not know this
         patch.setattr(book, "finished_runs", lambda: [("baseline", varied, variant, True)])
         patch.setenv("PYTHONPATH", str(ROOT))
-        return book.build_book("tiny").parent
+        return book.build_book(pages, "tiny").parent
 
 
 def test_every_page_of_the_contents_is_there(html: Path) -> None:

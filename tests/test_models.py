@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
 
+from ecdlib.base.errors import EcdError
 from ecdlib.book.artifacts import load_artifacts
 from ecdlib.density.cell import to_conventional
 from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import load_density
 from ecdlib.features.autocorrelation import cubic_average, cubic_orbits, standardized_autocorrelation
 from ecdlib.features.composition import magpie_features
-from ecdlib.learn.lean import TrainingParameters
+from ecdlib.learn.lean import TrainingParameters, build
 from ecdlib.models import MODELS
 from ecdlib.models.density_gpr import DensityGPR
 from ecdlib.models.lean_cnn import LeanCNN, count_parameters, whitening
@@ -142,8 +145,38 @@ def test_magpie_features_do_not_depend_on_how_a_formula_is_written() -> None:
     assert np.isfinite(c).all()  # a property missing for Xe is filled in
 
 
-def test_every_model_can_be_chosen_as_a_parameter() -> None:
-    assert set(get_args(TrainingParameters.model_fields["model"].annotation)) == set(MODELS)
+@pytest.mark.parametrize("name", MODELS)
+def test_models_keep_the_contract_of_scikit_learn(name: str) -> None:
+    """They can be cloned, their parameters can be read and set, and they can be cross-validated."""
+    rng, about = np.random.default_rng(0), MODELS[name]
+    target = "both" if about.targets > 1 else "bulk_modulus"
+    p = TrainingParameters(model=name, target=target, size=9, grid=8, epochs=2)
+    X: Any = rng.random((60, int(cubic_orbits(9).max()) + 13)).cumsum(1)
+    if about.inputs == ("density",):
+        X = rng.random((60, 1, 8, 8, 8))
+    elif about.inputs == ("composition",):
+        X = np.array(["NaCl", "MgO", "LiF", "CaO"] * 15)
+    elif "quantiles" not in about.inputs:
+        X = X[:, :-12]
+    y = rng.uniform(10, 200, (60, about.targets)).squeeze()
+    model = build(p, progress=False)
+    again = clone(model)
+    assert type(again) is type(model)
+    assert repr(again.get_params()) == repr(model.get_params())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's remarks on noise without a pattern
+        assert np.isfinite(cross_val_score(model, X, y, cv=2)).all()
+        predicted = again.fit(X, y).predict(X)
+    assert np.shape(predicted) == y.shape
+    assert not hasattr(model, "state")  # clones were fitted, not the model itself
+    if state := getattr(again, "state", None):
+        restored = clone(again).restore(state)
+        assert np.array_equal(restored.predict(X), predicted)
+
+
+def test_a_model_that_is_none_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(EcdError, match=", ".join(f"'{name}'" for name in [*MODELS][:-1])):
+        TrainingParameters.checked({"model": "leanest"})
 
 
 def test_gaussian_process_agrees_with_scikit_learn_and_survives_storage() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from importlinter.cli import lint_imports
 from packaging.requirements import Requirement
 from packaging.version import Version
 from typer.testing import CliRunner
@@ -61,6 +62,10 @@ def direct(*extras: str) -> list[Requirement]:
     lines = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in groups[extra]]
     found = [Requirement(line) for line in lines]
     return [r for r in found if r.marker is None or r.marker.evaluate({"sys_platform": "linux"})]
+
+
+def test_nothing_imports_what_stands_above_it(capsys):
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
 
 
 def test_conda_pins_are_those_of_the_lock():

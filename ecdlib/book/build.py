@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nbformat
 import yaml
@@ -22,13 +23,30 @@ from ecdlib.book import parameters
 from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
 from ecdlib.book.scoreboard import scoreboard_page
-from ecdlib.course.pages import questions_html, write_pages, write_slides
 
 PAGES = ROOT / "book" / "executed"
 
 
+class Course(Protocol):
+    """What a course adds to the book (:mod:`ecdlib.course.pages`)."""
+
+    def questions_html(self, page: str, /) -> str:
+        """Questions for the end of a chapter."""
+
+    def write_pages(self, folder: Path, solutions: bool, /) -> dict[str, list[str]]:
+        """Write its own pages; returns the names of those beneath each chapter."""
+
+    def write_slides(self, folder: Path, page: Callable[[str], Path], /) -> Any:
+        """Write its slides from the pages of the book."""
+
+
 def build_book(
-    profile: Profile = "quick", *, kernel: str | None = None, force: bool = False, solutions: bool = False
+    course: Course,
+    profile: Profile = "quick",
+    *,
+    kernel: str | None = None,
+    force: bool = False,
+    solutions: bool = False,
 ) -> Path:
     """Execute all notebooks (those whose cached run is current are taken as they are) and build the HTML.
 
@@ -57,7 +75,7 @@ def build_book(
         print(f"[{number}/{len(calls)}] {calls[i][0]} ({profile}) {how}", flush=True)
         folders[calls[i][0]] = folder
     for notebook in NOTEBOOKS:
-        _page(folders[notebook], notebook, questions=questions_html(notebook))
+        _page(folders[notebook], notebook, questions=course.questions_html(notebook))
     beneath: dict[str, list[str]] = {}
     for notebook, values, folder, current in finished_runs():
         if not parameters.changed(notebook, values) and values.profile == profile:
@@ -69,9 +87,9 @@ def build_book(
         _page(folder, name, variant=name.removeprefix(f"{notebook}--").replace("--", ", "))
         beneath.setdefault(notebook, []).append(name)
     (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
-    beneath |= write_pages(PAGES, solutions)
+    beneath |= course.write_pages(PAGES, solutions)
     _assets()
-    write_slides(BUILD / "assets" / "slides", lambda page: PAGES / f"{page}.ipynb")
+    course.write_slides(BUILD / "assets" / "slides", lambda page: PAGES / f"{page}.ipynb")
     print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
     for product in ("html", ".doctrees"):  # a page that is gone must go, and a warning must come again
         shutil.rmtree(BUILD / product, ignore_errors=True)

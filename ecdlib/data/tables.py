@@ -11,6 +11,7 @@ import pandas as pd
 from pymatgen.core import Structure
 
 from ecdlib.base.resources import data_file, read_once
+from ecdlib.data.properties import labelled
 from ecdlib.density.store import load_densities
 
 #: Crystal systems from low to high symmetry, and the last space group of each.
@@ -40,13 +41,14 @@ def load_crystals() -> pd.DataFrame:
 def load_cubic_targets() -> pd.DataFrame:
     """What the bundled cubic crystals are labelled with, indexed by name.
 
-    Columns: formula, spacegroup, bulk_modulus (GPa, Materials Project), total_energy (eV/atom, GPAW, relative to the
-    atoms of its data sets).
+    Columns: formula, spacegroup, and the properties of :data:`ecdlib.data.properties.PROPERTIES` with labels
+    ``"cubic"``: bulk_modulus (GPa, Materials Project), total_energy (eV/atom, GPAW, relative to the atoms of its data
+    sets).
     """
-    table = load_densities("cubic").table
-    return table[["formula", "spacegroup"]].assign(
-        bulk_modulus=load_crystals()["bulk_modulus"], total_energy=table["energy"] / table["n_atoms"]
-    )
+    table, labels = load_densities("cubic").table, load_crystals()
+    own = {"total_energy": table["energy"] / table["n_atoms"]}
+    columns: dict[str, Any] = {t: own[t] if t in own else labels[t] for t in labelled("cubic")}
+    return table[["formula", "spacegroup"]].assign(**columns)
 
 
 def load_structures() -> dict[str, Structure]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ecdlib.density.core import Floats
-from ecdlib.learn.protocol import fold_numbers
-
-deal = fold_numbers
 
 
 def nmae(truth: Floats, prediction: Floats) -> float:

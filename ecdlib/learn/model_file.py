@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from ecdlib.base.archive import read_archive
@@ -57,7 +58,7 @@ class DensityModel(Protocol):
         """
 
 
-def model_files(name: str | os.PathLike[str]) -> list[Path]:
+def model_files(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> list[Path]:
     """Files that hold a model: a path, or all shipped ones of that name (``NAME.npz``, ``NAME--*.npz``).
 
     Raises:
@@ -65,12 +66,19 @@ def model_files(name: str | os.PathLike[str]) -> list[Path]:
     """
     if Path(name).suffix == ".npz":
         return [Path(name)]
-    shipped = {f"{folder}/{file}": file.split("--")[0] for folder in FOLDERS for file in bundled_in(folder)}
-    found = [data_file(f"{path}.npz") for path, model in shipped.items() if model == os.fspath(name)]
+    shipped = {f"{folder}/{file}.npz": file.split("--")[0] for folder in folders for file in bundled_in(folder)}
+    found = [data_file(path) for path, model in shipped.items() if model == os.fspath(name)]
     if not found:
-        remedy = f"Give a file of `ecd train`, or one of: {', '.join(dict.fromkeys(shipped.values()))}."
+        known = dict.fromkeys(model for path, model in shipped.items() if _is_kept(path))
+        remedy = f"Give a file of `ecd train`, or one of: {', '.join(known)}."
         raise EcdError(name, "no such trained model", remedy)
     return found
+
+
+def _is_kept(path: str) -> bool:
+    """Whether a shipped file holds a model; of some results only the predictions were kept."""
+    with np.load(data_file(path), allow_pickle=False) as z:
+        return "crossed" not in z.files or any(key.startswith("state/") for key in z.files)
 
 
 def load_model(path: str | os.PathLike[str], kind: str | None = None) -> Any:

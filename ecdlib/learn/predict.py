@@ -51,7 +51,7 @@ def load_predictors(model: str | os.PathLike[str] = DEFAULT_MODEL) -> list[Predi
     Raises:
         EcdError: no such model or file, or one that does not predict from densities.
     """
-    files = model_files(model)
+    files = model_files(model, ("models", "portable", "results"))
     found: dict[str, Any] = {}
     for candidate in map(load_model, files):
         if not hasattr(candidate, "features"):

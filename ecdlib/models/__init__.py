@@ -9,19 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ecdlib.data.properties import PROPERTIES
 
-if TYPE_CHECKING:
-    from ecdlib.learn.lean import TrainingParameters
+Settings = Any  # of the task that trains the model (ecdlib.learn.lean.TrainingParameters)
 
 
 @dataclass(frozen=True)
 class Model:
     """How to build a model, and what it takes."""
 
-    build: Callable[[TrainingParameters], Any]  #: returns an unfitted estimator
+    build: Callable[[Settings], Any]  #: returns an unfitted estimator
     #: blocks of features (:data:`ecdlib.features.collection.FEATURES`); or ``"density"``, the conventional cell on a
     #: common grid; or ``"composition"``, formulas
     inputs: tuple[str, ...]
@@ -30,8 +29,8 @@ class Model:
     cubic: bool = False  #: whether it is for cubic crystals alone
 
 
-def _network(module: str, name: str, *arguments: Any, density: bool = False) -> Callable[[TrainingParameters], Any]:
-    def build(p: TrainingParameters) -> Any:
+def _network(module: str, name: str, *arguments: Any, density: bool = False) -> Callable[[Settings], Any]:
+    def build(p: Settings) -> Any:
         from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
 
         network = getattr(import_module(f"ecdlib.models.{module}"), name)
@@ -44,23 +43,23 @@ def _network(module: str, name: str, *arguments: Any, density: bool = False) -> 
     return build
 
 
-def _octahedral(architecture: str) -> Callable[[TrainingParameters], Any]:
+def _octahedral(architecture: str) -> Callable[[Settings], Any]:
     return _network("octahedral_cnn", "OctahedralCNN", architecture)
 
 
-def _pca_gpr(p: TrainingParameters) -> Any:
+def _pca_gpr(p: Settings) -> Any:
     from ecdlib.models.pca_gpr import pca_gpr
 
     return pca_gpr(seed=p.seed)
 
 
-def _density_gpr(p: TrainingParameters) -> Any:
+def _density_gpr(p: Settings) -> Any:
     from ecdlib.models.density_gpr import DensityGPR
 
     return DensityGPR(log_target=PROPERTIES[p.target].logarithmic, channels=p.channels)
 
 
-def _magpie_forest(p: TrainingParameters) -> Any:
+def _magpie_forest(p: Settings) -> Any:
     from ecdlib.models.forest import magpie_forest
 
     return magpie_forest(seed=p.seed)
