@@ -25,6 +25,7 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT, data_file, load_manifest
 from ecdlib.book import artifacts, runs
 from ecdlib.book.artifacts import (
+    COLOURS,
     Artifact,
     Comparison,
     judge,
@@ -38,6 +39,7 @@ from ecdlib.book.artifacts import (
     write_payload,
 )
 from ecdlib.book.parameters import NOTEBOOKS, changed, describe, resolve, schema, slug, title
+from ecdlib.book.scoreboard import FINDINGS, scoreboard_page
 
 
 @pytest.fixture(autouse=True)
@@ -589,3 +591,30 @@ def test_a_verdict_is_shown_as_text_without_markup_of_the_source(one, tmp_path):
     assert "a &lt; b &amp; c" in shown
     assert "Fails: " in shown
     assert "<li><b>fails</b>: x &lt; y</li>" in shown
+
+
+def test_the_page_leads_with_counts_and_findings_and_every_row_opens(one, tmp_path):
+    made = MADE_BY | {"parameters": {"profile": "quick", "seed": 0}, "data": {}, "versions": {}, "device": "a CPU"}
+    made |= {"seconds": 1, "date": "today", "commit": "abc"}
+    finding = FINDINGS[0]
+    options = {"comparisons": [Comparison("A < B", -3.0, 1.0)], "other_data": "ours", "finding": "What was found."}
+    write_payload(tmp_path, finding, "words", made_by=made, **options)
+    write_payload(tmp_path, one, load_artifacts()[one].numbers, made_by=made)
+    page = scoreboard_page(scoreboard([tmp_path], {}))
+    counts, found, table = (page.index(text) for text in ("ecd-counts", "What was found.", "ecd-scoreboard"))
+    assert counts < found < table
+    for artifact in load_artifacts().values():
+        assert page.count(f"<tr id='{artifact.id}'") == 1
+    row = page[page.index(f"<tr id='{finding}'") :].split("</tr>")[0]
+    assert "ecd-is-differs" in row
+    assert "<details>" in row
+    assert "<b>fails</b>: A &lt; B (difference -3 ± 1)" in row
+    style = (ROOT / "book" / "assets" / "ecd.css").read_text()
+    for verdict in artifacts.VERDICTS:
+        assert f".ecd-show-{verdict.replace(' ', '-')}:not(:checked)" in style, f"{verdict} cannot be filtered"
+        assert verdict in COLOURS or verdict == "not possible here"
+
+
+def test_the_findings_are_in_the_list():
+    assert len(FINDINGS) == 5
+    assert set(FINDINGS) <= set(load_artifacts())

@@ -303,8 +303,6 @@ for model, word in (
     said = f"A on the autocorrelation beats {word} (test crystals)"
     pair("lean-claim-hypothesis", said, (lean("lean-a-27", K, 60), K, "test"), (lean(model, K, 60), K, "test"))
 
-SHORT = dict(zip(FIVE, ("K", "E", "G", "Ecoh", "Θ"), strict=True))
-
 
 def fused(name: str, said: str, first: str, second: str, target: str, part: str = "crossed") -> None:
     def errors() -> tuple[np.ndarray, np.ndarray]:
