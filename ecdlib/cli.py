@@ -279,26 +279,31 @@ def convert(
 @app.command("predict")
 def predict_command(
     files: Annotated[
-        list[str], typer.Argument(help="CHGCAR, cube, npz, store.h5::NAME or the name of a bundled crystal")
+        list[str],
+        typer.Argument(help="densities (CHGCAR, cube, npz, store.h5::NAME), structures (CIF, POSCAR), bundled names"),
     ],
     model: Annotated[
         str,
         typer.Option(
-            help="a shipped model (a name that is none lists them), or a file of `ecd train`, `train-fusion --final`"
+            help="auto (what is given decides), a shipped model of densities (a name that is none lists them), or a file "
+            "of `ecd train` or `train-fusion --final`"
         ),
-    ] = "density-gpr-portable",
+    ] = "auto",
     valence: Valences = "",
     calibration: Annotated[Path | None, typer.Option(help="what `ecd calibrate` wrote for your potentials")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
 ) -> None:
-    """Predict properties from PBE densities, with uncertainty, and warn where a crystal is unlike the training set."""
+    """Predict properties from PBE densities or from structures alone, each with a 95 % interval.
+
+    Warns where a crystal is unlike the training set.
+    """
     from dataclasses import replace
 
-    from ecdlib.density.io import read_density
+    from ecdlib.density.core import ChargeDensity
     from ecdlib.density.valence import parse_valence
     from ecdlib.features.collection import expand_sources
-    from ecdlib.learn.predict import conversion_lines, load_predictors, predict
+    from ecdlib.learn.answer import AUTO, answer, named, read_crystal, table
 
     stated = parse_valence(valence)
     if csv is not None:
@@ -307,34 +312,43 @@ def predict_command(
         check_input(calibration)
     if model.endswith(".npz"):
         check_input(model)
-    predictors, records, failed = load_predictors(model), [], []
+    answers, failed = [], []
     for file in (each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])):
         try:
-            density = read_density(file)
-            if stated:
-                density = replace(density, valence=stated)
-            with told_as(file, density.name):
-                records += [{**record, "file": file} for record in predict(density, predictors, calibration)]
+            crystal = read_crystal(file)
+            if not isinstance(crystal, ChargeDensity) and model != AUTO:
+                raise EcdError(file, f"holds no density, which {model} needs", "Leave --model out, or give a CHGCAR.")
+            if stated and isinstance(crystal, ChargeDensity):
+                crystal = replace(crystal, valence=stated)
+            with told_as(file, getattr(crystal, "name", file)):
+                answers.append(named(answer(crystal, model, calibration), file))
         except EcdError as error:
             failed.append(error)
+    records = [record for each in answers for record in each.records]
     if csv is not None and records:
-        import pandas as pd
-
-        table = pd.DataFrame(records)
         with atomic_write(csv) as temporary:
-            table.assign(warnings=table["warnings"].map("; ".join)).to_csv(temporary, index=False)
+            table(answers).to_csv(temporary, index=False)
     if as_json:
-        print(json.dumps(records, indent=1, ensure_ascii=False))
+        known = [{k: None if v != v else v for k, v in r.items() if k != "seen"} for r in records]  # NaN is no JSON
+        print(json.dumps(known, indent=1, ensure_ascii=False))
     elif records and str(csv) not in STDOUT:
-        shown = [{**r, "value": f"{r['value']:.4g}", "± std": f"{r['std']:.2g}"} for r in records]
-        _table(shown, ["file", "property", "value", "± std", "unit"])
-        print("\n".join(conversion_lines(records)))
+        _table([{**r, "value": f"{r['value']:.4g}", "95 %": _interval(r)} for r in records], PREDICTED)
+        print("\n".join(f"{each.records[0]['file']}: {line}" for each in answers for line in each.notes))
     for text in dict.fromkeys(f"{r['file']}: {w}" for r in records for w in r["warnings"]) if not as_json else ():
         print(f"warning: {text}", file=sys.stderr)
     for failure in failed:
         print(f"ecd: {failure}", file=sys.stderr)
     if failed:
         raise typer.Exit(2)
+
+
+#: Columns of what `ecd predict` prints.
+PREDICTED = ["file", "property", "value", "95 %", "unit"]
+
+
+def _interval(record: dict[str, Any]) -> str:
+    low, high = record["low"], record["high"]
+    return f"{low:.4g} to {high:.4g}" if low == low else ""
 
 
 @app.command("calibrate")

@@ -207,6 +207,9 @@ def test_a_superposed_density_is_written_and_known_for_one(name: str, tmp_path: 
     assert np.allclose(density.values, expected.values, atol=1e-5 * expected.values.max())
     assert density.convention == expected.convention
     code, out, err = ecd("predict", tmp_path / name)
+    assert code == 0
+    assert "superposed atoms say no more than the structure" in out
+    code, out, err = ecd("predict", tmp_path / name, "--model", "density-gpr-portable")
     assert code == 2
     assert "converted" in err
 

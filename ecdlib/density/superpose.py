@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from ecdlib.base.errors import EcdError
 from ecdlib.density.cell import fast_length
@@ -137,3 +137,8 @@ def superpose(
         f"{SUPERPOSED}, {kind}",
         (f"superposed from neutral free atoms, {kind}",),
     )
+
+
+def structure_of(density: ChargeDensity) -> Structure:
+    """Lattice and atoms of a density."""
+    return Structure(Lattice(density.lattice), density.species, density.positions)

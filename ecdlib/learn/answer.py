@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -60,13 +61,13 @@ def read_crystal(source: Any) -> ChargeDensity | Structure:
     if not isinstance(source, (str, os.PathLike)):
         return read_structure(source)
     path = Path(source)
-    if path.is_file():
-        return read_structure(path) if is_crystal_file(path.name) and not _holds_grid(path) else read_density(source)
-    from ecdlib.density.store import load_densities
+    if is_crystal_file(path.name) and not (os.path.isfile(path) and _holds_grid(path)):
+        return read_structure(path)
+    if not os.path.exists(path) and re.fullmatch(r"[A-Za-z0-9().]+_\d+|mp-\d+", str(source)):
+        from ecdlib.density.store import load_densities
 
-    bundled = any(str(source) in load_densities(which) for which in ("cubic-all", "general-all"))
-    if not bundled and "::" not in str(source) and "+" not in str(source) and path.suffix == "":
-        return read_structure(source)
+        if not any(str(source) in load_densities(which) for which in ("cubic-all", "general-all")):
+            return read_structure(source)
     return read_density(source)
 
 
@@ -109,9 +110,16 @@ def answer(
     if not isinstance(crystal, ChargeDensity):
         records = structure_records(crystal)
         return Answer(records, [f"structure: model {STRUCTURE_MODEL}{_known(records)}"])
+    from ecdlib.density.superpose import SUPERPOSED, structure_of
+
+    if model == AUTO and (crystal.convention or "").startswith(SUPERPOSED):
+        records = [{**r, "file": crystal.name} for r in structure_records(structure_of(crystal))]
+        return Answer(
+            records, [f"superposed atoms say no more than the structure: model {STRUCTURE_MODEL}{_known(records)}"]
+        )
     if model != AUTO:
         records = [_with_interval(r, str(model)) for r in predict(crystal, load_predictors(model), calibration)]
-        return Answer(records, conversion_lines(records))
+        return Answer(records, _conversion(records))
     dataset = crystal.symmetry(1e-2)
     if dataset is not None and dataset.number >= 195:
         own = predict(crystal, load_predictors(DEFAULT_MODEL), calibration)
@@ -120,13 +128,14 @@ def answer(
     else:
         records, what = [], "density that is not cubic: "
         what += f"model {STRUCTURE_MODEL}, from its structure, as models of densities have learned few such crystals"
-    from pymatgen.core import Lattice, Structure
-
-    structure = Structure(Lattice(crystal.lattice), crystal.species, crystal.positions)
-    rest = structure_records(structure, skip=[r["property"] for r in records])
+    rest = structure_records(structure_of(crystal), skip=[r["property"] for r in records])
     return Answer(
-        [*records, *({**r, "file": crystal.name} for r in rest)], [what + _known(rest), *conversion_lines(records)]
+        [*records, *({**r, "file": crystal.name} for r in rest)], [what + _known(rest), *_conversion(records)]
     )
+
+
+def _conversion(records: Sequence[dict[str, Any]]) -> list[str]:
+    return [line.partition(": ")[2] for line in conversion_lines(records)]
 
 
 def _known(records: Sequence[dict[str, Any]]) -> str:

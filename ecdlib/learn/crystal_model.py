@@ -50,6 +50,7 @@ NEAR = 128
 UNITS = {name: learned.unit for name, learned in LEARNED.items()} | DERIVED
 #: They depend on the orientation of the crystal, which a structure alone fixes for cubic ones only.
 ORIENTED = ("C11", "C12", "C44")
+MODULI = ("bulk_modulus", "shear_modulus")
 
 
 class HalfPrecision(BlockScaler):
@@ -111,12 +112,14 @@ def train_crystal_model(
             rows = piece.pop("rows")
             arrays |= {f"{target}/{k}": v for k, v in piece.items()} | {f"{target}/rows": rows.astype(np.uint16)}
             found[target] = pd.DataFrame(piece["out of fold"], names[rows], ENDS)
-        if {"bulk_modulus", "shear_modulus"} <= set(found):
+        if set(MODULI) <= set(found):
             answers = {t: Answers(v, v) for t, v in found.items()}
             derived = derive(answers["bulk_modulus"], answers["shear_modulus"], labels)
             if "dielectric_electronic" in answers:
                 derived["refractive_index"] = refractive_index(answers["dielectric_electronic"])
             for target, both in derived.items():
+                if target in found:  # learned too
+                    continue
                 found[target] = both.left_out
                 arrays[f"{target}/out of fold"] = both.left_out.to_numpy(dtype=np.float32)
                 arrays[f"{target}/rows"] = pd.Index(names).get_indexer(both.left_out.index).astype(np.uint16)
@@ -218,15 +221,20 @@ class CrystalModel:
         raw = np.column_stack([blocks[name] for name in STRUCTURE]).astype(np.float32)
         wanted = list(targets or self.targets)
         needed = [
-            t for t in LEARNED if t in wanted or (t in ("bulk_modulus", "shear_modulus") and set(wanted) & set(DERIVED))
+            t for t in self.learned if t in wanted or (t in MODULI and set(wanted) & set(DERIVED))
         ]
         if "refractive_index" in wanted:
             needed = list(dict.fromkeys([*needed, "dielectric_electronic"]))
         found = {t: self._learned(t, X, raw, blocks) for t in needed}
         if set(wanted) & set(DERIVED):
-            found |= self._derived(found, np.exp(blocks["size"]))
+            found = self._derived(found, np.exp(blocks["size"])) | found
         frames = {t: pd.DataFrame(found[t], columns=ENDS) for t in wanted if t in found}
         return pd.concat(frames, axis=1)
+
+    @property
+    def learned(self) -> list[str]:
+        """Properties with a model of their own; the others follow by formula."""
+        return [t for t in self.targets if f"{t}/theta" in self.arrays]
 
     def _learned(self, target: str, X: Floats, raw: Floats, blocks: Mapping[str, Floats]) -> Floats:
         import lightgbm
@@ -254,6 +262,8 @@ class CrystalModel:
         spread = np.hypot(*((m[:, 2] - m[:, 1]) / m[:, 0] for m in (K, G)))
         derived: dict[str, Floats] = {}
         for target, value in from_moduli(K[:, 0], G[:, 0], size[:, 1], size[:, 0]).items():
+            if target in self.learned:
+                continue
             factor = self.factors[target]
             if target == "poisson_ratio":
                 derived[target] = np.stack([value, value - factor * spread, value + factor * spread], axis=1)
@@ -270,7 +280,7 @@ class CrystalModel:
         out: dict[str, float] = {}
         position = {int(r): i for i, r in enumerate(self.arrays["bulk_modulus/rows"])}
         where = {int(r): i for i, r in enumerate(self.arrays["shear_modulus/rows"])}
-        for target in (t for t in DERIVED if t != "refractive_index" and f"{t}/rows" in self.arrays):
+        for target in (t for t in DERIVED if t != "refractive_index" and t not in self.learned):
             row = int(self.arrays[f"{target}/rows"][0])
             K = self.arrays["bulk_modulus/out of fold"][position[row]]
             G = self.arrays["shear_modulus/out of fold"][where[row]]
