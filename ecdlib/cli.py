@@ -285,8 +285,8 @@ def predict_command(
     model: Annotated[
         str,
         typer.Option(
-            help="auto (what is given decides), a shipped model of densities (a name that is none lists them), or a file "
-            "of `ecd train` or `train-fusion --final`"
+            help="auto (what is given decides), a shipped model of densities (a name that is none lists them), or a "
+            "file of `ecd train` or `train-fusion --final`"
         ),
     ] = "auto",
     valence: Valences = "",

@@ -159,7 +159,7 @@ def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[di
         skip: properties, in words, that are left out.
     """
     from ecdlib.data.structures import structure_warnings
-    from ecdlib.learn.crystal_model import ORIENTED, UNITS
+    from ecdlib.learn.crystal_model import ORIENTED, UNITS, space_group
 
     model = structure_model()
     warnings = structure_warnings(structure)
@@ -170,7 +170,7 @@ def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[di
     found = model.out_of_fold(name) if name else None
     if found is None:
         found = model.predict([structure]).iloc[0].unstack()[["value", "low", "high"]]
-    cubic = _is_cubic(structure)
+    cubic = space_group(structure) >= 195
     records = []
     for target, row in found.iterrows():
         words = str(target).replace("_", " ")
@@ -196,13 +196,6 @@ def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[di
             }
         )
     return records
-
-
-def _is_cubic(structure: Structure) -> bool:
-    try:
-        return bool(structure.get_space_group_info(symprec=1e-2)[1] >= 195)
-    except Exception:  # spglib finds none
-        return False
 
 
 def table(answers: Sequence[Answer]) -> pd.DataFrame:

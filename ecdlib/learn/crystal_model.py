@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from ecdlib.base.pieces import in_pieces
-from ecdlib.density.core import Floats
+from ecdlib.density.core import Floats, symmetry
 from ecdlib.features.crystal import crystal_features
 from ecdlib.learn.any_crystal import (
     DERIVED,
@@ -51,6 +51,12 @@ UNITS = {name: learned.unit for name, learned in LEARNED.items()} | DERIVED
 #: They depend on the orientation of the crystal, which a structure alone fixes for cubic ones only.
 ORIENTED = ("C11", "C12", "C44")
 MODULI = ("bulk_modulus", "shear_modulus")
+
+
+def space_group(structure: Structure) -> int:
+    """Number of the space group; 0 if none is found."""
+    found = symmetry(structure)
+    return 0 if found is None else int(found.number)
 
 
 class HalfPrecision(BlockScaler):
@@ -220,9 +226,7 @@ class CrystalModel:
         X = self.scaler.transform(blocks)
         raw = np.column_stack([blocks[name] for name in STRUCTURE]).astype(np.float32)
         wanted = list(targets or self.targets)
-        needed = [
-            t for t in self.learned if t in wanted or (t in MODULI and set(wanted) & set(DERIVED))
-        ]
+        needed = [t for t in self.learned if t in wanted or (t in MODULI and set(wanted) & set(DERIVED))]
         if "refractive_index" in wanted:
             needed = list(dict.fromkeys([*needed, "dielectric_electronic"]))
         found = {t: self._learned(t, X, raw, blocks) for t in needed}
@@ -291,11 +295,7 @@ class CrystalModel:
 
     def seen(self, structure: Structure, tolerance: float = 0.05) -> str | None:
         """Name of the training crystal with this formula, space group and volume per atom, if there is one."""
-        try:
-            number = structure.get_space_group_info(symprec=1e-2)[1]
-        except Exception:  # spglib finds none
-            return None
-        name = f"{structure.composition.reduced_formula}_{number}"
+        name = f"{structure.composition.reduced_formula}_{space_group(structure)}"
         rows = np.flatnonzero(self.arrays["names"] == name)
         volume = structure.volume / len(structure)
         near = [i for i in rows if abs(np.log(volume / self.arrays["volume"][i])) < tolerance]
