@@ -17,11 +17,12 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from ecdlib.base.pieces import in_pieces
-from ecdlib.density.core import Floats, symmetry
+from ecdlib.density.core import SYMPREC, Floats, symmetry
 from ecdlib.features.crystal import crystal_features
 from ecdlib.learn.any_crystal import (
     DERIVED,
@@ -57,6 +58,16 @@ def space_group(structure: Structure) -> int:
     """Number of the space group; 0 if none is found."""
     found = symmetry(structure)
     return 0 if found is None else int(found.number)
+
+
+def standard(structure: Structure) -> Structure:
+    """The standard primitive cell, as the training crystals have it; the cell as given where no symmetry is found.
+
+    Quantiles are taken on a grid, and feel where the atoms lie on it.
+    """
+    cell = structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers
+    found = spglib.standardize_cell(cell, to_primitive=True, symprec=SYMPREC) if space_group(structure) else None
+    return structure if found is None else Structure(found[0], found[2], found[1])
 
 
 class HalfPrecision(BlockScaler):
@@ -222,7 +233,7 @@ class CrystalModel:
         Raises:
             EcdError: an element without form factors.
         """
-        blocks = crystal_features(structures)
+        blocks = crystal_features([standard(structure) for structure in structures])
         X = self.scaler.transform(blocks)
         raw = np.column_stack([blocks[name] for name in STRUCTURE]).astype(np.float32)
         wanted = list(targets or self.targets)
