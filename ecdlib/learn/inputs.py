@@ -177,8 +177,9 @@ def study_names(which: str) -> list[str]:
         split = load_pydemi()["split"]
         return [name for name in split.index[split != "test"] if name.split("_")[0] not in held]
     known = set(load_potential().names)
-    stores = ["cubic-892"] if which == "cubic-892" else ["cubic-all", "general-all"][: 2 if which == "all" else 1]
-    names = [n for s in stores for n in (load_selection(s) if s == "cubic-892" else load_densities(s).names)]
+    names = load_selection(which) if which == "cubic-892" else load_densities("cubic-all").names
+    if which == "all":
+        names = names + load_densities("general-all").names
     return [name for name in names if name.split("_")[0] not in held and name in known]
 
 
