@@ -9,6 +9,7 @@ is needed for; the factor that turns it into an interval was found for just this
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,8 +67,12 @@ def standard(structure: Structure) -> Structure:
     Quantiles are taken on a grid, and feel where the atoms lie on it.
     """
     cell = structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers
-    found = spglib.standardize_cell(cell, to_primitive=True, symprec=SYMPREC) if space_group(structure) else None
-    return structure if found is None else Structure(found[0], found[2], found[1])
+    if not space_group(structure):
+        return structure
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
+        lattice, positions, numbers = spglib.standardize_cell(cell, to_primitive=True, symprec=SYMPREC)
+    return Structure(lattice, numbers, positions)
 
 
 class HalfPrecision(BlockScaler):
