@@ -71,8 +71,8 @@ def standard(structure: Structure) -> Structure:
         return structure
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
-        lattice, positions, numbers = spglib.standardize_cell(cell, to_primitive=True, symprec=SYMPREC)
-    return Structure(lattice, numbers, positions)
+        found: Any = spglib.standardize_cell(cell, to_primitive=True, symprec=SYMPREC)
+    return Structure(found[0], found[2], found[1])
 
 
 class HalfPrecision(BlockScaler):
