@@ -66,7 +66,7 @@ def standard(structure: Structure) -> Structure:
 
     Quantiles are taken on a grid, and feel where the atoms lie on it.
     """
-    cell = structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers
+    cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
     if not space_group(structure):
         return structure
     with warnings.catch_warnings():
