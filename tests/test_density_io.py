@@ -409,6 +409,18 @@ def test_a_file_wins_over_a_bundled_crystal_of_its_name(tmp_path, monkeypatch, p
     assert read_density("LiH_225").n_electrons == pytest.approx(1, abs=1e-4)
 
 
+def test_a_sum_of_core_and_valence_densities_is_recognized():
+    """As scripts make it for Bader's analysis from AECCAR0 and AECCAR2, on a grid that is too coarse for the cores."""
+    values = np.full((20, 20, 20), 0.4)
+    values[0, 0, 0] = 900  # e/Å³; the cores of iron and oxygen hold 12 electrons more than the grid
+    lattice = 4.0 * np.eye(3)
+    values *= 88 / (values.mean() * 64)
+    density = ChargeDensity(values, lattice, ("Fe", "Fe", "O", "O", "O", "O", "O"), np.zeros((7, 3)))
+    assert sum(density.numbers) == 92
+    with pytest.raises(EcdError, match=r"88 of 92 electrons, with a peak of .* e/Å³: the sum of core and valence"):
+        check_electrons(density)
+
+
 @pytest.mark.parametrize(
     ("species", "count", "fits"),
     [

@@ -591,6 +591,30 @@ def test_a_potcar_of_other_elements_is_not_used(calculation: Path) -> None:
     assert read_potcar(calculation, ("Cl", "Cl")) == {"Cl": ("PAW_PBE Cl 06Sep2000", 7)}
 
 
+def test_two_potentials_of_one_element_are_refused(calculation: Path) -> None:
+    mixed = potcar(("Ti_pv", "07Sep2000", 10), ("Ni", "02Aug2007", 10), ("Ti", "08Apr2002", 4))
+    (calculation / "POTCAR").write_text(mixed)
+    problem = r"POTCAR: has two potentials for Ti: PAW_PBE Ti_pv 07Sep2000 and PAW_PBE Ti 08Apr2002\. All atoms"
+    with pytest.raises(EcdError, match=problem):
+        read_density(calculation / "CHGCAR")
+    again = potcar(("Ti_pv", "07Sep2000", 10), ("Ni", "02Aug2007", 10), ("Ti_pv", "07Sep2000", 10))
+    (calculation / "POTCAR").write_text(again)
+    assert read_density(calculation / "CHGCAR").valence == {"Ti": 10, "Ni": 10}
+
+
+def test_a_density_keeps_its_potentials_and_other_codes_have_none(calculation: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    titles = {"Ti": "PAW_PBE Ti_pv 07Sep2000", "Ni": "PAW_PBE Ni 02Aug2007"}
+    (calculation / "POTCAR").write_text(potcar(("Ti_pv", "07Sep2000", 10), ("Ni", "02Aug2007", 10)))
+    density = to_conventional(read_density(calculation / "CHGCAR"))
+    assert density.potentials == recognize(density).potentials == titles
+    write_cube(density, tmp_path / "TiNi.cube")
+    from_cube = replace(read_density(tmp_path / "TiNi.cube"), valence={"Ti": 10, "Ni": 10})
+    assert from_cube.potentials is None
+    write_chgcar(from_cube, tmp_path / "other" / "CHGCAR")  # the format alone makes no density of VASP's
+    assert read_density(tmp_path / "other" / "CHGCAR").potentials is None
+
+
 def test_a_potcar_of_another_calculation_does_not_fit_the_count(tmp_path: Path) -> None:
     (tmp_path / "CHGCAR.gz").write_bytes((VASP / "CHGCAR.NaCl.gz").read_bytes())
     (tmp_path / "POTCAR").write_text(SODIUM_CHLORIDE)
@@ -771,7 +795,7 @@ def test_the_command_line_calibrates_and_predicts_with_it(
     value, std, text = predicted(tmp_path / "AlIr_221.npz", "--valence", "Al=3,Ir=9", "--calibration", table)
     assert abs(value - own) < abs(rough - own)
     assert 0 < std < rough_std
-    assert text.endswith("; calibrated: Ir")
+    assert text.endswith("; calibrated: Ir; by whole shells: Al")
 
 
 @pytest.mark.parametrize(

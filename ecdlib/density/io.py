@@ -70,17 +70,26 @@ def _check_counts(shape: tuple[int, ...], atoms: int, most_numbers: int) -> None
         raise ValueError(f"a grid of {'x'.join(map(str, shape))}, larger than {MOST_VOXELS} voxels (about 400³)")
 
 
+#: e/Å³; valence densities of PAW potentials stay below half of it.
+CORE_PEAK = 100.0
+
+
 def check_electrons(density: ChargeDensity) -> ChargeDensity:
     """Refuse a density whose electron count betrays mixed-up units, else return it.
 
     The count of a neutral or charged cell is a whole number (checked to 0.05 + 0.01 %), at least half an electron
-    per atom and at most all electrons of the atoms.
+    per atom and at most all electrons of the atoms. A sum of core and valence densities, whose cores the grid does not
+    hold, is known from its peaks and from its count, which is short of all electrons.
 
     Raises:
         EcdError: otherwise.
     """
     count, atoms = density.n_electrons, len(density.species)
     everything = sum(density.numbers)
+    if 0.85 * everything < count < 0.99 * everything and density.values.max() > CORE_PEAK:
+        what = f"holds {count:.4g} of {everything} electrons, with a peak of {density.values.max():.3g} e/Å³: "
+        what += "the sum of core and valence densities on a grid that cannot hold the cores"
+        raise EcdError(density.name, what, "Give the CHGCAR of the same calculation.")
     whole = abs(count - round(count)) <= 0.05 + 1e-4 * count
     if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
         raise EcdError(
@@ -279,8 +288,8 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
     potcar = read_potcar(path.parent, density.species) or {}
     stated = {e: n for e, (_, n) in potcar.items()} or None
     density = replace(density, vasp=VaspBlocks(spin, augmentation), valence=stated)
-    if convention or _CONVENTION in comment:  # not of VASP
-        return density
+    if density.convention or (_CONVENTION in comment and not potcar):
+        return density  # not of VASP
     return replace(density, potentials={e: title for e, (title, _) in potcar.items()})
 
 

@@ -195,6 +195,10 @@ def recognize(density: ChargeDensity) -> Valence:
     potentials = {} if density.potentials is None and convention.startswith("vasp-pbe") else density.potentials
     if density.valence is not None:
         return _stated(density, elements, dict(density.valence), potentials)
+    if convention.startswith("vasp-pbe") and set(elements) <= set(vasp_pbe().index):  # predicted
+        rows = vasp_pbe().loc[elements]
+        electrons, titles = (dict(zip(elements, rows[key].tolist(), strict=True)) for key in ("electrons", "title"))
+        return Valence(electrons, False, "its convention", titles)
     families = ("vasp-", "gpaw-") if potentials is not None else ("",)
     fits = _counted(density, elements, families)
     if len(fits) == 1:
@@ -356,6 +360,58 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
     return {e: potcar[e] for e in dict.fromkeys(species)} if species and set(species) <= set(potcar) else None
 
 
+@read_once
+def vasp_pbe() -> pd.DataFrame:
+    """VASP's PBE potentials whose two numbers are known, by element (``data/make/vasp_pbe.py`` makes the table).
+
+    Columns: title (of the POTCAR), electrons (valence), a (e·Å²), b (e·Å⁴), shells_apart and left_out_apart (%, how
+    far the densities of the element's crystals are apart by whole shells, and with numbers from other crystals), and
+    the crystals that the numbers are fitted to.
+    """
+    return pd.read_csv(data_file("valence/vasp_pbe.csv"), index_col="element")
+
+
+def vasp_numbers(valence: Valence) -> dict[str, tuple[float, float]]:
+    """The two numbers of :func:`calibrate` for those of a density's potentials that :func:`vasp_pbe` has.
+
+    Without a title, a potential is taken for the table's if it has as many valence electrons. Dates of titles may
+    differ. None for densities of other codes.
+    """
+    if valence.potentials is None:
+        return {}
+    table, found = vasp_pbe().to_dict("index"), {}
+    for element, electrons in valence.electrons.items():
+        row, title = table.get(element), valence.potentials.get(element)
+        same_set = row is not None and (title is None or title.split()[:2] == row["title"].split()[:2])
+        if row is not None and same_set and electrons == row["electrons"]:
+            found[element] = (float(row["a"]), float(row["b"]))
+    return found
+
+
+def describe_numbers(valence: Valence, calibration: Mapping[str, tuple[float, float]] | None = None) -> str:
+    """In words, what is known of the radial functions of a density's potentials (``calibration`` of its elements)."""
+    if valence.gpaw:
+        return "radial functions of GPAW's sets"
+    numbers = vasp_numbers(valence) if calibration is None else calibration
+    ours = vasp_numbers(valence) if numbers else {}
+    known = [e for e in valence.electrons if e in numbers]
+    table = [e for e in known if numbers[e] == ours.get(e)]
+    parts = [
+        f"calibrated: {', '.join(e for e in known if e not in table)}" if len(known) > len(table) else "",
+        f"with the numbers of VASP's PBE potentials: {', '.join(table)}" if table else "",
+        f"by whole shells: {', '.join(_named(valence, e) for e in valence.electrons if e not in known)}"
+        if len(known) < len(valence.electrons)
+        else "",
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _named(valence: Valence, element: str) -> str:
+    """An element, or the name of its potential where it is known and another."""
+    title = (valence.potentials or {}).get(element, "").split()
+    return title[1] if len(title) > 1 else element
+
+
 def _stated(
     density: ChargeDensity, elements: list[str], stated: dict[str, int], potentials: Mapping[str, str] | None
 ) -> Valence:
@@ -473,7 +529,8 @@ def to_convention(
         target: the convention.
         valence: that of the density; recognized if None.
         smoothing: standard deviation of the Gaussian, Å.
-        calibration: by element, two numbers that :func:`calibrate` found.
+        calibration: by element, two numbers that :func:`calibrate` found; None for those of :func:`vasp_numbers`, an
+            empty one for none.
 
     Returns:
         The density on its own grid. ``history`` says what was added and removed. Electrons are those of the target,
@@ -488,6 +545,7 @@ def to_convention(
         14.0
     """
     valence = valence or recognize(density)
+    calibration = vasp_numbers(valence) if calibration is None else calibration
     waves = _Waves(density)
     spectrum, wavenumbers, steps = waves.spectrum(), _form_factors()[1], []
     for element, electrons in valence.electrons.items():
@@ -495,7 +553,7 @@ def to_convention(
         if gained:
             steps.append(f"{element} {electrons} to {electrons + gained}")
         change = change_of_form_factor(element, electrons, target, valence.gpaw)
-        numbers = (calibration or {}).get(element, (0.0, 0.0))
+        numbers = calibration.get(element, (0.0, 0.0))
         if change.any() or any(numbers):
             factor = CubicSpline(wavenumbers, change)(np.minimum(np.sqrt(waves.squared), wavenumbers[-1]))
             factor = factor + sum(x * basis for x, basis in zip(numbers, waves.correction(), strict=True))
@@ -507,7 +565,8 @@ def to_convention(
                 spectrum.swapaxes(0, axis)[n // 2] = 0
     name = f"{target}, smoothed {smoothing:g} Å"
     return density.step(
-        f"converted to {name}: {', '.join(steps) or 'valence as it is'} (known from {valence.how})",
+        f"converted to {name}: {', '.join(steps) or 'valence as it is'} (known from {valence.how}); "
+        f"{describe_numbers(valence, calibration)}",
         values=scipy.fft.irfftn(spectrum * (density.values.size / density.volume), s=density.shape, workers=1),
         convention=name,
         valence=None,
@@ -571,7 +630,7 @@ def normal_equations(
         raise EcdError(density.name, what, f"Compute it from: ecd convert {reference.name} POSCAR")
     if absent := [e for e in elements if e not in density.species]:
         raise EcdError(density.name, f"holds no {', '.join(absent)}", "Give a compound of the element.")
-    converted = to_convention(density, valence=valence, calibration=known).values
+    converted = to_convention(density, valence=valence, calibration=known or {}).values
     missing = to_convention(reference).values - resample(converted, reference.shape)
     waves = _Waves(reference)
     smooth = waves.gaussian(SMOOTHING)

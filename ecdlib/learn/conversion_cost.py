@@ -12,7 +12,7 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file
 from ecdlib.data.properties import PROPERTIES
 from ecdlib.density.io import read_density
-from ecdlib.density.store import DensityStore
+from ecdlib.density.store import DensityStore, load_density
 from ecdlib.density.valence import Valence, is_standard
 from ecdlib.learn.portability import (
     ROUTES,
@@ -22,6 +22,7 @@ from ecdlib.learn.portability import (
     pair_names,
 )
 from ecdlib.learn.result import Result
+from ecdlib.learn.vasp import vasp_crystals, vasp_density
 
 if TYPE_CHECKING:
     from ecdlib.learn.model_file import DensityModel
@@ -59,9 +60,10 @@ def conversion_std(
 ) -> float:
     """Standard deviation that the conversion of a density adds to a prediction.
 
-    It is the root mean square of the movements of the pairs, those with d electrons and those without as the density
-    has them, and for other codes' potentials that between VASP's and our densities of two crystals; relative to the
-    prediction for positive properties. Two crystals are few: for other codes it is a lower bound.
+    It is a root mean square of movements, of crystals with d electrons or without as the density has them, relative to
+    the prediction for positive properties: for VASP's potentials between VASP's and our densities of the same crystals
+    (with numbers from other crystals if those of all elements are known), else of the pairs. For other codes'
+    potentials comes what VASP's and our densities of two crystals differ by: two are few, it is a lower bound.
 
     Args:
         value: the prediction of ``target``.
@@ -73,6 +75,10 @@ def conversion_std(
     if is_standard(valence):
         return 0.0
     positive = PROPERTIES[target].positive
+    if valence.potentials is not None:
+        calibrated = set(valence.electrons) <= set(calibration or {})
+        relative = _of_vasp(model, target, has_d_electrons(valence.electrons), calibrated)
+        return relative * (abs(value) if positive else 1.0)
     moved, scale = model.movement(target, relative=positive), abs(value) if positive else 1.0
     rough = moved.index.map(lambda name: pair_has_d_electrons(str(name)))
     with_d = {e for e, n in valence.electrons.items() if has_d_electrons({e: n})}
@@ -86,16 +92,42 @@ def conversion_std(
     return float(np.linalg.norm(parts)) * scale
 
 
+#: How many crystals with d electrons, or without, say what a conversion of VASP's densities costs.
+VASP_SAMPLE = 10
+_OF_VASP: dict[tuple[Hashable, bool, bool], list[tuple[Any, Any]]] = {}  # features of their densities
+
+
+def _of_vasp(model: DensityModel, target: str, rough: bool, calibrated: bool) -> float:
+    """Root mean square movement between VASP's and our densities of crystals that calibrated nothing."""
+    key = (model.features_key, rough, calibrated)
+    if key not in _OF_VASP:
+        table = vasp_crystals()
+        names = table.index[table["held_out"] & (table["kind"].isin(["d", "magnetic"]) == rough)]
+        sample = names[:: max(1, len(names) // VASP_SAMPLE)][:VASP_SAMPLE]
+        numbers: Calibration | None = None if calibrated else {}
+        _OF_VASP[key] = [
+            (model.features(vasp_density(n), calibration=numbers), model.features(load_density(n))) for n in sample
+        ]
+    return _rms_apart(model, target, _OF_VASP[key])
+
+
 _TWO_CODES: dict[Hashable, list[tuple[Any, Any]]] = {}  # features of the densities below, by their key
 
 
 def _between_codes(model: DensityModel, target: str) -> float:
-    """Root mean square movement of predictions between VASP's and our densities of NaCl and of Li, at one geometry."""
+    """Root mean square movement of predictions between VASP's and our densities of NaCl and of Li, by whole shells."""
     if model.features_key not in _TWO_CODES:
         ours = DensityStore(data_file("vasp/gpaw.h5"))
         files = {name: read_density(data_file(f"vasp/CHGCAR.{name}.gz")) for name in ours.names}
-        _TWO_CODES[model.features_key] = [(model.features(files[n]), model.features(ours[n])) for n in ours.names]
-    values = np.array([[model.predict(x, target)[0] for x in both] for both in _TWO_CODES[model.features_key]])
+        _TWO_CODES[model.features_key] = [
+            (model.features(files[n], calibration={}), model.features(ours[n])) for n in ours.names
+        ]
+    return _rms_apart(model, target, _TWO_CODES[model.features_key])
+
+
+def _rms_apart(model: DensityModel, target: str, features: list[tuple[Any, Any]]) -> float:
+    """Root mean square difference of predictions, relative to the second for positive properties."""
+    values = np.array([[model.predict(x, target)[0] for x in both] for both in features])
     moved = values[:, 0] - values[:, 1]
     return _rms(pd.Series(moved / values[:, 1] if PROPERTIES[target].positive else moved))
 

@@ -13,7 +13,15 @@ import numpy as np
 from ecdlib.base.errors import EcdError
 from ecdlib.data.properties import PROPERTIES, UNITS
 from ecdlib.density.core import ChargeDensity
-from ecdlib.density.valence import Valence, is_standard, read_calibration, recognize, target_electrons
+from ecdlib.density.valence import (
+    Valence,
+    describe_numbers,
+    is_standard,
+    read_calibration,
+    recognize,
+    target_electrons,
+    vasp_numbers,
+)
 from ecdlib.learn.conversion_cost import Calibration, conversion_std
 from ecdlib.learn.domain import DEFAULT_MODEL, Domain
 from ecdlib.learn.model_file import DensityModel, load_model, model_files
@@ -73,7 +81,8 @@ def predict(
     """Properties of one crystal.
 
     Args:
-        calibration: a file of ``ecd calibrate`` for the potentials that the density was computed with.
+        calibration: a file of ``ecd calibrate`` for the potentials that the density was computed with; it goes before
+            the numbers of VASP's potentials (:func:`ecdlib.density.valence.vasp_numbers`).
 
     Returns:
         Records with ``file`` (the density's name), ``property``, ``value``, ``std``, ``unit``, ``conversion`` (what was
@@ -90,9 +99,9 @@ def predict(
     if calibration is not None and (valence is None or not os.path.isfile(calibration)):
         problem = "no such file" if valence is not None else "is of no use to a model that does not convert densities"
         raise EcdError(calibration, problem, f"Make one with `ecd calibrate`, and take --model {DEFAULT_MODEL}.")
-    numbers = None
+    numbers = None if valence is None else vasp_numbers(valence)
     if calibration is not None and valence is not None and not valence.gpaw:  # GPAW's own need none
-        numbers = read_calibration(calibration, valence)
+        numbers = (numbers or {}) | read_calibration(calibration, valence)
     for p in predictors:
         model = p.model
         if model.features_key not in features:
@@ -122,11 +131,7 @@ def describe(valence: Valence, calibration: Calibration | None = None) -> str:
     changes = ", ".join(f"{e} {n} to {n + gained[e]}" for e, n in valence.electrons.items() if gained[e])
     what = f"valence {valence} (known from {valence.how}), "
     what += f"converted to that of our data: {changes} electrons" if changes else "that of our data"
-    if valence.gpaw:
-        return what
-    if calibration:
-        return f"{what}; calibrated: {', '.join(calibration)}"
-    return f"{what}; by whole shells, as the radial functions of its potentials are not known"
+    return what if valence.gpaw else f"{what}; {describe_numbers(valence, calibration)}"
 
 
 def conversion_lines(records: Sequence[dict[str, Any]]) -> list[str]:
