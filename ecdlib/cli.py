@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecdlib.base.errors import STDOUT, EcdError, atomic_write, check_input, check_output, told_as
+from ecdlib.crystals.sources import SOURCES_HELP
 
 if TYPE_CHECKING:
     from ecdlib.base.settings import Parameters
@@ -568,10 +569,7 @@ def train_cgcnn(
 def screen_command(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            help="folder or file of CIF or POSCAR, CSV of structures, materials-project (band gaps of 0.1-3 eV), "
-            "gnome:FOLDER, labelled, hypothetical[:N[:SEED]]"
-        ),
+        typer.Argument(help=SOURCES_HELP),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="table to write (.parquet)")],
     model: Annotated[str, typer.Option(help="cgcnn, or a file of `ecd train-cgcnn --final`")] = "cgcnn",

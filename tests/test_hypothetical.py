@@ -13,6 +13,7 @@ from pymatgen.core import Composition, Element, Lattice, Structure
 
 from ecdlib.base.errors import EcdError
 from ecdlib.crystals import hypothetical
+from ecdlib.crystals.candidate import RADIOACTIVE, paper_filter
 from ecdlib.crystals.hypothetical import (
     MAX_ATOMS,
     REACH,
@@ -28,7 +29,6 @@ from ecdlib.crystals.hypothetical import (
     volume_error,
     volume_model,
 )
-from ecdlib.crystals.sources import RADIOACTIVE, paper_filter
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.density.core import symmetry_dataset
 

@@ -16,8 +16,10 @@ from pymatgen.core import Lattice, Structure
 from test_download import KEY, Server
 
 from ecdlib.base.errors import EcdError
-from ecdlib.crystals import sources
-from ecdlib.crystals.sources import RADIOACTIVE, Candidate, Failure, paper_filter, read_source
+from ecdlib.crystals import databases, sources
+from ecdlib.crystals import files as crystal_files
+from ecdlib.crystals.candidate import RADIOACTIVE, Candidate, Failure, paper_filter
+from ecdlib.crystals.sources import GRAMMAR, SOURCES, SOURCES_HELP, Options, Source, read_source
 from ecdlib.data import structures
 from ecdlib.data.tables import load_crystals
 
@@ -75,7 +77,7 @@ def test_one_file(tmp_path: Path) -> None:
     [
         ("a.cif", CIF[:200], r"a\.cif: holds no crystal that can be used \(a\.cif: is no complete CIF"),
         ("a.cif", "", "the file is empty"),
-        ("a.txt", "x", r"a\.txt: is no kind of file that holds crystals\. Give a folder"),
+        ("a.txt", "x", r"a\.txt: is not a file that holds crystals\. Give a folder"),
         ("a.csv", "", "the file is empty"),
         ("a.csv", "id,name\n1,x\n", r"a\.csv: has no column structure, cif or poscar\. Its columns: id, name"),
         ("a.csv", "id,cif\n", "holds no crystal that can be used"),
@@ -131,13 +133,13 @@ def test_table(tmp_path: Path, column: str, suffix: str) -> None:
 
 
 def test_table_without_ids_and_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 2)
+    monkeypatch.setattr(crystal_files, "CHUNK", 2)
     good, _ = read(table(tmp_path / "t.csv", [{"poscar": POSCAR}] * 5))
     assert [each.id for each in good] == ["1", "2", "3", "4", "5"]
 
 
 def test_damaged_end_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK", 2)
+    monkeypatch.setattr(crystal_files, "CHUNK", 2)
     path = table(tmp_path / "t.csv", [{"id": i, "cif": CIF} for i in range(4)])
     path.write_text(path.read_text() + '7,"data_\n')  # an open quote
     good, (failure,) = read(path)
@@ -262,7 +264,7 @@ def test_gnome_damaged_and_large_members(tmp_path: Path, monkeypatch: pytest.Mon
     good, bad = read(f"gnome:{tmp_path}")
     assert [each.id for each in good] == ["aaa", "ccc", "ddd"]
     assert [each.id for each in bad] == ["bbb", "eee"]
-    monkeypatch.setattr(sources, "TOO_LARGE", 10)
+    monkeypatch.setattr(databases, "TOO_LARGE", 10)
     with pytest.raises(EcdError, match=r"\(aaa: is larger than 0 MB\)"):
         read(f"gnome:{tmp_path}")
 
@@ -275,7 +277,7 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """The API's summaries: five crystals, asked for by twos; mp-4 has no structure, mp-5 is radioactive."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("MP_API_KEY", raising=False)
-    monkeypatch.setattr(sources, "CHUNK", 2)
+    monkeypatch.setattr(databases, "CHUNK", 2)
     running = Server()
     crystals = {
         "mp-10": ("Na", 2.0),
@@ -397,3 +399,30 @@ def test_order_of_a_folder_does_not_depend_on_the_file_system(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "walk", shuffled)
     assert [each.id for each in read(tmp_path)[0]] == ["a.cif", "b.cif", "c.cif"]
+
+
+# The registry
+
+
+def test_a_source_is_a_reader_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def reader(source: str, options: Options) -> Iterator[Candidate]:
+        given.append((source, options.filter))
+        yield Candidate("salt", salt(), "salts")
+
+    mine = Source("salts:EDGE", "rock salt of that edge", reader)
+    monkeypatch.setattr(sources, "SOURCES", (*SOURCES, mine))
+    assert [each.id for each in read("salts:4", filter=True)[0]] == ["salt"]
+    assert given == [("salts:4", True)]
+    for text in ("salts", "salts:", "saltsx:4"):
+        with pytest.raises(EcdError, match="no such file, folder or source"):
+            read(text)
+
+
+def test_help_and_errors_name_every_source() -> None:
+    for source in SOURCES:
+        assert f"{source.syntax}: {source.help}" in SOURCES_HELP
+        assert source.syntax in GRAMMAR
+    with pytest.raises(EcdError, match="materials-project, gnome:FOLDER, labelled, hypothetical"):
+        read("nonsense")

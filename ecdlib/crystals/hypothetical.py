@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -38,9 +39,12 @@ from tqdm import tqdm
 from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import read_once
-from ecdlib.crystals.sources import RADIOACTIVE, Candidate
+from ecdlib.crystals.candidate import RADIOACTIVE, Candidate
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.density.core import symmetry
+
+if TYPE_CHECKING:
+    from ecdlib.crystals.sources import Options
 
 MAX_ATOMS = 40  #: atoms in a parent's cell
 REACH = 3  #: largest difference of Mendeleev numbers between an element and what replaces it
@@ -375,3 +379,15 @@ def hypothetical_crystals(n: int = 80_000, seed: int = 0) -> Iterator[Candidate]
         EcdError: see :func:`plan`; at once, not at the first crystal.
     """
     return candidates(plan(n, seed))
+
+
+def read_hypothetical(source: str, options: Options) -> Iterator[Candidate]:
+    """The crystals of ``hypothetical``, ``hypothetical:N`` or ``hypothetical:N:SEED``.
+
+    Raises:
+        EcdError: another text; see also :func:`plan`.
+    """
+    match = re.fullmatch(r"hypothetical(?::(\d{1,9}))?(?::(\d{1,9}))?", source)
+    if match is None:
+        raise EcdError(source, "is not understood", "Write hypothetical, hypothetical:N or hypothetical:N:SEED.")
+    return hypothetical_crystals(**{key: int(v) for key, v in zip(("n", "seed"), match.groups(), strict=True) if v})

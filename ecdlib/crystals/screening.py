@@ -22,7 +22,8 @@ from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.base.pieces import Pieces, in_pieces
 from ecdlib.base.resources import data_file, sha256
 from ecdlib.base.workers import available_cores, map_chunks
-from ecdlib.crystals.sources import Candidate, Failure, read_source
+from ecdlib.crystals.candidate import Candidate, Failure
+from ecdlib.crystals.sources import read_source
 from ecdlib.data.tables import crystal_system
 from ecdlib.density.core import symmetry
 from ecdlib.elastic.moduli import QUANTITIES, elastic_quantities
@@ -210,7 +211,7 @@ def screen(
         sources: see :func:`ecdlib.crystals.sources.read_source`.
         out: file to write (``.parquet``).
         model: ``"cgcnn"``, or a file of ``ecd train-cgcnn --final``.
-        paper_filter: leave out what the paper does (see :func:`ecdlib.crystals.sources.paper_filter`).
+        paper_filter: leave out what the paper does (see :func:`ecdlib.crystals.candidate.paper_filter`).
         scheduler: address of a Dask scheduler; by default processes on this machine.
         workers: local processes, by default one a core.
 
