@@ -13,6 +13,7 @@ import numpy as np
 from ecdlib.base.errors import EcdError
 from ecdlib.data.properties import PROPERTIES, UNITS
 from ecdlib.density.core import ChargeDensity
+from ecdlib.density.doubts import doubts
 from ecdlib.density.valence import Valence, is_standard, read_calibration, recognize, target_electrons
 from ecdlib.learn.conversion_cost import Calibration, conversion_std
 from ecdlib.learn.domain import DEFAULT_MODEL, Domain
@@ -90,6 +91,7 @@ def predict(
     if calibration is not None and (valence is None or not os.path.isfile(calibration)):
         problem = "no such file" if valence is not None else "is of no use to a model that does not convert densities"
         raise EcdError(calibration, problem, f"Make one with `ecd calibrate`, and take --model {DEFAULT_MODEL}.")
+    odd = doubts(density)
     numbers = None
     if calibration is not None and valence is not None and not valence.gpaw:  # GPAW's own need none
         numbers = read_calibration(calibration, valence)
@@ -108,7 +110,7 @@ def predict(
                 "unit": p.unit,
                 "conversion": describe(valence, numbers) if p.model.portable and valence is not None else "",
                 "conversion_std": cost,
-                "warnings": p.domain.warnings(density, p.model.portable),
+                "warnings": odd + p.domain.warnings(density, p.model.portable),
             }
         )
     return records
