@@ -1,38 +1,40 @@
 """The graphical interface, ``ecd app``: predictions for files that one drops, and the latent database.
 
-It serves this machine only, needs no network, and writes nothing but the upload that is being read.
+It serves this machine only, needs no network, and writes nothing but the upload that is being read. What reads a file
+or computes runs in a process of the session (see :class:`ecdlib.base.workers.Bounded`): whatever a file does there,
+the page, the other sessions and the end of the program are not held up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import html
 import io
 import itertools
 import logging
-import lzma
 import os
 import re
+import shutil
 import socket
 import tempfile
-import zipfile
-import zlib
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import pandas as pd
 
 from ecdlib.base.errors import EcdError
+from ecdlib.base.workers import ONE_THREAD, Bounded
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.density.io import OPENERS, read_density, write_density
+from ecdlib.density.io import packing, read_density, write_density
 from ecdlib.density.store import load_density
 from ecdlib.density.valence import parse_valence, to_ours
 from ecdlib.features.collection import FeatureSettings, featurize
@@ -45,7 +47,10 @@ if TYPE_CHECKING:
 
 ADDRESS = "127.0.0.1"
 UPLOAD_LIMIT = 200_000_000  #: bytes of all files of a page together: they stay in memory while it is open
-UNPACKED_LIMIT = 500_000_000  #: bytes of one unpacked file (a grid of about 300³): a bomb must not fill the disk
+ALL_UPLOADS = 1_000_000_000  #: bytes of the files of all pages
+SECONDS = 120  #: that the computation for one file and model may take
+MEMORY = 4 * 2**30  #: bytes that it may need
+PRELOAD = ("ecdlib.app", "ecdlib.book.plotting", "ecdlib.learn.fusion", "torch", "lightgbm", "plotly.graph_objects")
 CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
 MODELS = {
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
@@ -74,7 +79,8 @@ CSV_COLUMNS = [
     "nearest",
     "distance",
 ]
-_WORKER = ThreadPoolExecutor(1)  # off the event loop, and one at a time: memory, and torch uses all cores anyway
+_SESSIONS: WeakSet[Bounded] = WeakSet()  # processes of the open pages
+_HELD: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # bytes of the files of each page
 
 
 def safe_name(name: str) -> str:
@@ -92,29 +98,19 @@ def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity:
         EcdError: too large (also unpacked), damaged, of another format; nothing else is raised.
     """
     shown = safe_name(name)
-    stem, suffix = os.path.splitext(shown.lower())
-    if suffix in OPENERS:
-        kind, unpack = os.path.splitext(stem)[1], OPENERS[suffix]
-    else:
-        kind, unpack = suffix, lambda stream: stream
+    packed = packing(shown)
+    kind = os.path.splitext(shown.lower().removesuffix(packed))[1]
     check_size({shown: content})
     if kind in (".h5", ".hdf5"):
         raise EcdError(shown, "is a store of several crystals", "Write one of them to a file with `ecd convert`.")
-    path = folder / {".npz": "density.npz", ".cube": "density.cube", ".cub": "density.cube"}.get(kind, "CHGCAR")
+    stem = {".npz": "density.npz", ".cube": "density.cube", ".cub": "density.cube"}.get(kind, "CHGCAR")
+    path = folder / f"{stem}{packed}"
     try:
-        with unpack(io.BytesIO(content)) as source, open(path, "wb") as sink:
-            while part := source.read(2**20):
-                sink.write(part)
-                _check_unpacked(shown, sink.tell())
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                _check_unpacked(shown, sum(entry.file_size for entry in archive.infolist()))
+        path.write_bytes(content)
         return replace(read_density(path), name=shown, history=(f"read {shown}",))
     except EcdError as error:
         problem, remedy = (text.replace(f"{folder}{os.sep}", "") for text in (error.problem, error.remedy))
         raise EcdError(shown, problem, remedy) from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise EcdError(shown, "the compressed file is damaged or cut off", "Copy it again.") from error
     except Exception as error:  # whatever a parser meets in a strange file: words
         raise EcdError(shown, "could not be read", "Give a CHGCAR, a cube file or an npz of this project.") from error
     finally:
@@ -131,12 +127,6 @@ def check_size(files: Mapping[str, bytes | str]) -> None:
     if total > UPLOAD_LIMIT:
         what = f"{total / 1e6:.0f} MB are more than the limit of {UPLOAD_LIMIT / 1e6:.0f} MB"
         raise EcdError(", ".join(map(safe_name, files)), what, "Take `ecd predict` for large files.")
-
-
-def _check_unpacked(name: str, size: int) -> None:
-    if size > UNPACKED_LIMIT:
-        what = f"is larger than {UNPACKED_LIMIT / 1e6:.0f} MB when unpacked"
-        raise EcdError(name, what, "Take `ecd predict` for large files.")
 
 
 def nearness(database: LatentDatabase, latent: Floats) -> tuple[pd.Series, float]:
@@ -281,31 +271,97 @@ def examine(density: ChargeDensity, model: str) -> Finding:
     return Finding([{**r, "model": model, "nearest": name, "distance": distance} for r in records], nearest, words)
 
 
-@dataclass
-class Entry:
-    """A file or bundled crystal on the page, with what each model said about it."""
+@dataclass(frozen=True)
+class Source:
+    """A file or a bundled crystal on the page."""
 
-    content: bytes | str  #: as it came; Panel decodes what the browser calls text
-    density: ChargeDensity | EcdError
-    replaces: bool = False  #: another file of the same name came before
-    findings: dict[str, Finding | EcdError] = field(default_factory=dict)
+    kind: str  #: ``"file"`` or ``"bundled"``
+    name: str  #: as the user gives it
+    shown: str  #: as tables and messages call it
+    content: bytes | str  #: of a file, as it came: Panel decodes what the browser calls text
+    valence: str  #: that the user states for files
 
-    def examine(self, model: str) -> Finding | EcdError:
-        """Finding of a model, kept once made; an error is returned."""
-        if isinstance(self.density, EcdError):
-            return self.density
-        if model not in self.findings:
-            try:
-                self.findings[model] = examine(self.density, model)
-            except Exception as error:
-                self.findings[model] = _in_words(self.density.name, error)
-        return self.findings[model]
+    def read(self, folder: Path) -> ChargeDensity:
+        """The density.
+
+        Raises:
+            EcdError: a file that cannot be used.
+        """
+        if self.kind == "bundled":
+            return replace(load_density(self.name), name=self.shown)
+        raw = self.content.encode() if isinstance(self.content, str) else self.content
+        density = read_upload(self.name, raw, folder)
+        return replace(density, name=self.shown, valence=parse_valence(self.valence) or density.valence)
+
+
+# In the process of a session
+
+
+def examine_source(source: Source, model: str, folder: Path) -> Finding | EcdError:
+    """What a model says of a file or crystal; an error is returned."""
+    try:
+        return examine(source.read(folder), model)
+    except Exception as error:
+        return _in_words(source.shown, error)
+
+
+def draw_source(source: Source, folder: Path) -> tuple[Any, Any] | EcdError:
+    """Surfaces of equal density and of equal autocorrelation; an error is returned."""
+    try:
+        return _pictures(source.read(folder))
+    except Exception as error:
+        return _in_words(source.shown, error)
+
+
+def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
+    from ecdlib.book.plotting import correlation_figure, density_figure
+
+    correlation = featurize(density)[0]["autocorrelation"]
+    first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))
+    return first, correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
+
+
+@lru_cache(maxsize=2)
+def _compared(name: str) -> tuple[ChargeDensity, ChargeDensity, pd.DataFrame]:
+    """Original and reconstruction of a crystal of the database, and how they differ."""
+    original = common_cell(load_density(name), None)
+    return original, *compare(original, _database(), name)
+
+
+def compare_in_tables(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How a crystal of the database differs from its reconstruction, and its neighbours."""
+    database = _database()
+    nearest = database.nearest(database.latents[database.row(name)].astype(np.float32), k=6).drop(name)[:5]
+    return _compared(name)[2], pd.DataFrame({"crystal": nearest.index, "distance": [f"{d:.2f}" for d in nearest]})
+
+
+def slice_png(name: str, height: float) -> bytes:
+    """The picture of :func:`slice_figure` of a crystal of the database."""
+    stream = io.BytesIO()
+    slice_figure(*_compared(name)[:2], height).savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def reconstruction(name: str, folder: Path) -> bytes:
+    """CHGCAR of what the latent of a crystal of the database gives back."""
+    path = folder / "reconstruction"
+    try:
+        write_density(_database().decode(name), path)
+        return path.read_bytes()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+# In the process of the server
 
 
 def _in_words(name: str, error: Exception) -> EcdError:
     """What to tell the user; what nobody foresaw goes to the terminal."""
     if isinstance(error, EcdError):
         return error
+    if isinstance(error, TimeoutError | ChildProcessError | MemoryError):
+        why = str(error) if isinstance(error, TimeoutError) else "needs too much memory"
+        return EcdError(name, why, "Take `ecd predict`, which has no limits.")
     logging.getLogger(__name__).error("%s", name, exc_info=error)
     return EcdError(name, "could not be evaluated", "The terminal shows what went wrong.")
 
@@ -337,24 +393,65 @@ def _plot(figure: Any) -> Any:
 
 
 async def _off_loop(function: Callable[..., Any], *arguments: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(_WORKER, function, *arguments)
+    """Result of a call in a thread for which the end of the program does not wait."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def work() -> None:
+        try:
+            done, outcome = future.set_result, function(*arguments)
+        except Exception as error:
+            done, outcome = future.set_exception, error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: future.done() or done(outcome))
+
+    threading.Thread(target=work, daemon=True).start()
+    return await future
+
+
+def _dropper() -> Any:
+    """Panel's widget for files, which keeps no more than the limits while it receives them."""
+    import panel as pn
+
+    class Dropper(pn.widgets.FileDropper):
+        def _process_event(self, event: Any) -> None:
+            name, part = event.data.get("name"), event.data.get("data", b"")
+            parts = {key: value for key, value in self._file_buffer.items() if key != name or event.data["chunk"] != 1}
+            mine = sum(len(each) for each in self.value.values()) + sum(len(p) for ps in parts.values() for p in ps)
+            others = sum(size for page, size in _HELD.items() if page is not self)
+            if event.event_name == "upload_event":
+                if mine + len(part) > UPLOAD_LIMIT or others + mine + len(part) > ALL_UPLOADS:
+                    self._file_buffer.pop(name, None)
+                    self.refused(safe_name(str(name)))
+                    return
+                if event.data["chunk"] != 1 and name not in self._file_buffer:  # refused before
+                    return
+                mine += len(part)
+            _HELD[self] = mine
+            super()._process_event(event)
+
+        def refused(self, name: str) -> None:
+            """Called with the name of a file that is too much."""
+
+    limit = f"{UPLOAD_LIMIT // 10**6}MB"
+    return Dropper(
+        multiple=True, max_file_size=limit, chunk_size=CHUNK, previews=[], sizing_mode="stretch_width"
+    )  # it says itself that one file is too large
 
 
 class PredictTab:
     """Files and crystals in; table, neighbours and pictures out."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
+        """``call(function, *arguments)`` computes in the session's process."""
         import panel as pn
 
-        self.folder, self.lock = folder, asyncio.Lock()
-        self.entries: dict[tuple[str, str], Entry] = {}
-        self.found: dict[str, tuple[ChargeDensity, Finding]] = {}
-        self.drawn: ChargeDensity | None = None
-        self.stated = ""  # valence that the user gave
-        limit = f"{UPLOAD_LIMIT // 10**6}MB"
-        self.files = pn.widgets.FileDropper(  # says itself that one file is too large; several are added up in `work`
-            multiple=True, max_file_size=limit, chunk_size=CHUNK, previews=[], sizing_mode="stretch_width"
-        )
+        self.folder, self.call, self.lock = folder, call, asyncio.Lock()
+        self.findings: dict[Source, dict[str, Finding | EcdError]] = {}
+        self.found: dict[str, tuple[Source, Finding]] = {}
+        self.drawn: Source | None = None
+        self.files = _dropper()
+        self.files.refused = self.refuse
         names = list(_database().table.index)
         self.crystals = pn.widgets.MultiChoice(
             options=names, max_items=10, search_option_limit=30, option_limit=30, placeholder="Type a name: NaCl_225"
@@ -396,7 +493,8 @@ class PredictTab:
         self.view = pn.Column(
             pn.FlexBox(
                 pn.Column(
-                    f"### Your files\nCHGCAR or cube (also .gz, .bz2, .xz), or npz; at most {limit} together.",
+                    "### Your files\nCHGCAR or cube (also .gz, .bz2, .xz), or npz; "
+                    f"at most {UPLOAD_LIMIT // 10**6} MB together.",
                     self.files,
                     styles=half,
                 ),
@@ -416,49 +514,52 @@ class PredictTab:
     def _csv(self) -> io.StringIO:
         return io.StringIO(to_csv([finding for _, finding in self.found.values()]))
 
+    def refuse(self, name: str) -> None:
+        """Say that a file is too much; it comes in parts, the rest of which is not kept."""
+        what = f"more than {UPLOAD_LIMIT / 1e6:.0f} MB on this page, or {ALL_UPLOADS / 1e6:.0f} MB on all pages"
+        self.problems.object = _box([str(EcdError(name, what, "Take `ecd predict` for large files."))], "#b2182b")
+
     def work(self, files: dict[str, bytes | str], crystals: list[str], model: str, valence: str = "") -> list[str]:
         """Read and predict whatever is new; returns what went wrong, in words."""
         problems: list[str] = []
-        if valence != self.stated:
-            self.entries, self.stated = {}, valence
         try:
             check_size(files)
-            parse_valence(valence)
+            parse_valence(valence[:1000])
         except EcdError as error:
             files, problems = {}, [str(error)]
-        wanted: dict[tuple[str, str], bytes | str] = {("file", name): content for name, content in files.items()}
-        wanted |= {("bundled", name): b"" for name in crystals}
-        entries: dict[tuple[str, str], Entry] = {}
-        for key, content in wanted.items():
-            entry = self.entries.get(key)
-            if entry is None or entry.content is not content:
-                taken = {e.density.name for e in entries.values() if isinstance(e.density, ChargeDensity)}
-                entry = Entry(content, self._read(*key, content, taken), replaces=entry is not None)
-            entries[key] = entry
-            name = safe_name(key[1])
-            if entry.replaces:
-                problems.append(f"{name}: came twice, the newer one is used. Rename one to compare them.")
-            outcome = entry.examine(model)
+        before = {(source.kind, source.name): source for source in self.findings}
+        findings: dict[Source, dict[str, Finding | EcdError]] = {}
+        self.found = {}
+        for kind, name, content in [("file", *f) for f in files.items()] + [("bundled", c, b"") for c in crystals]:
+            last = before.get((kind, name))
+            plain, taken = safe_name(name), {source.shown for source in findings}
+            if last is not None and last.content is content and last.valence == valence and last.shown not in taken:
+                source = last
+            else:
+                copies = (plain if n == 1 else f"{plain} ({n})" for n in itertools.count(1))
+                shown = next(copy for copy in copies if copy not in taken)
+                source = Source(kind, name, shown, content, valence if kind == "file" else "")
+                if last is not None and last.content is not content:
+                    problems.append(f"{plain}: came twice, the newer one is used. Rename one to compare them.")
+            outcomes = findings[source] = self.findings.get(source, {}) if source is last else {}
+            if model not in outcomes:
+                outcomes[model] = self.compute(source, examine_source, model)
+            outcome = outcomes[model]
             if isinstance(outcome, EcdError):
                 problems.append(str(outcome))
-        self.entries = entries
-        self.found = {
-            e.density.name: (e.density, finding)
-            for e in entries.values()
-            if isinstance(e.density, ChargeDensity) and isinstance(finding := e.findings.get(model), Finding)
-        }
+            else:
+                self.found[source.shown] = source, outcome
+        self.findings = findings
         return problems
 
-    def _read(self, kind: str, name: str, content: bytes | str, taken: set[str]) -> ChargeDensity | EcdError:
+    def compute(self, source: Source, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(source, *arguments, folder)`` in the session's process; an error is returned."""
         try:
-            raw = content.encode() if isinstance(content, str) else content
-            density = load_density(name) if kind == "bundled" else read_upload(name, raw, self.folder)
-            if kind == "file" and self.stated:
-                density = replace(density, valence=parse_valence(self.stated))
-        except EcdError as error:
-            return error
-        copies = (density.name if n == 1 else f"{density.name} ({n})" for n in itertools.count(1))
-        return replace(density, name=next(copy for copy in copies if copy not in taken))
+            return self.call(function, source, *arguments, self.folder)
+        except Exception as error:
+            for path in self.folder.iterdir():  # what the process could not remove
+                path.unlink()
+            return _in_words(source.shown, error)
 
     async def update(self, *_: Any) -> None:
         """After any change of files, crystals or model."""
@@ -491,48 +592,41 @@ class PredictTab:
             if self.shown.value not in self.found:
                 self.drawn = None
                 return
-            density, finding = self.found[self.shown.value]
+            source, finding = self.found[self.shown.value]
             self.words.object = f"<p>{html.escape(finding.words)}</p>"
             if finding.nearest is not None:
                 distances = [f"{d:.2f}" for d in finding.nearest]
                 self.neighbours.object = pd.DataFrame({"crystal": finding.nearest.index, "distance": distances})
             self.neighbours.visible = finding.nearest is not None
-            if density is self.drawn:
+            if source is self.drawn:
                 return
             self.results.loading = True
             try:
-                pictures = await _off_loop(_pictures, density)
-                self.drawn = density
-                levels = "light, middle and dark: 60, 90 and 98 % of the volume with positive values lie below"
-                self.captions[0].object = f"Surfaces of equal density of {density.name} in its cell ({levels})."
-                self.captions[1].object = "Surfaces of equal autocorrelation of √ρ; zero shift is in the centre."
-            except Exception as error:
-                self.drawn, pictures = None, (None, None)
-                self.captions[0].object = self.captions[1].object = ""
-                self.problems.object = _box([str(_in_words(density.name, error))], "#b2182b")
+                pictures = await _off_loop(self.compute, source, draw_source)
             finally:
                 self.results.loading = False
+            self.drawn = source
+            if isinstance(pictures, EcdError):
+                self.drawn, self.problems.object = None, _box([str(pictures)], "#b2182b")
+                self.captions[0].object = self.captions[1].object = ""
+                pictures = None, None
+            else:
+                levels = "light, middle and dark: 60, 90 and 98 % of the volume with positive values lie below"
+                self.captions[0].object = f"Surfaces of equal density of {source.shown} in its cell ({levels})."
+                self.captions[1].object = "Surfaces of equal autocorrelation of √ρ; zero shift is in the centre."
             for place, picture in zip(self.pictures, pictures, strict=True):  # a new pane fits its place, a changed
                 place[:] = [_plot(picture)]  # figure may keep its old width
-
-
-def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
-    from ecdlib.book.plotting import correlation_figure, density_figure
-
-    correlation = featurize(density)[0]["autocorrelation"]
-    first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))
-    return first, correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
 
 
 class DatabaseTab:
     """Search the latent database, compare a crystal with its reconstruction, download that."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
+        """``call(function, *arguments)`` computes in the session's process."""
         import panel as pn
 
-        self.folder, self.lock = folder, asyncio.Lock()
+        self.folder, self.call, self.lock = folder, call, asyncio.Lock()
         self.name = ""
-        self.pair: tuple[ChargeDensity, ChargeDensity] | None = None
         self.all = _database().table[["formula", "n_atoms", "volume", "electrons"]].reset_index()
         self.search = pn.widgets.TextInput(placeholder="Fe3SnC, or elements: Fe C", label="Search", max_width=360)
         titles = {"n_atoms": "atoms", "volume": "volume (Å³)"}
@@ -582,7 +676,7 @@ class DatabaseTab:
 
     def filter(self, *_: Any) -> None:
         """Show the rows that match the search."""
-        found = search_table(_database().table, self.search.value_input or "")
+        found = search_table(_database().table, (self.search.value_input or "")[:200])
         self.table.param.update(value=found.reset_index()[list(self.all)], selection=[])
         self.count.object = f"{len(found)} of {len(self.all)} crystals"
 
@@ -595,62 +689,91 @@ class DatabaseTab:
             if name != self.name:
                 self.details.loading = True
                 try:
-                    original, (decoded, numbers), nearest = await _off_loop(self.work, name)
+                    numbers, nearest = await _off_loop(self.call, compare_in_tables, name)
                 finally:
                     self.details.loading = False
-                self.name, self.pair, self.numbers.object = name, (original, decoded), numbers
-                self.neighbours.object = nearest
+                self.name, self.numbers.object, self.neighbours.object = name, numbers, nearest
                 self.title.object = f"## {name}\n{SLICE_HELP}"
                 self.save.filename = f"CHGCAR_{name}"
                 self.details.visible = True
         await self.draw()
 
-    def work(self, name: str) -> tuple[ChargeDensity, tuple[ChargeDensity, pd.DataFrame], pd.DataFrame]:
-        """Original, reconstruction with its table, and neighbours of a crystal."""
-        database = _database()
-        original = common_cell(load_density(name), None)
-        nearest = database.nearest(database.latents[database.row(name)].astype(np.float32), k=6).drop(name)[:5]
-        table = pd.DataFrame({"crystal": nearest.index, "distance": [f"{d:.2f}" for d in nearest]})
-        return original, compare(original, database, name), table
-
     async def draw(self, *_: Any) -> None:
         """Draw the plane."""
-        if self.pair is None:
+        if not self.name:
             return
         async with self.lock:
             height = self.height.value
-            png = base64.b64encode(await _off_loop(_png, *self.pair, height)).decode()
+            png = base64.b64encode(await _off_loop(self.call, slice_png, self.name, height)).decode()
             alt = f"{self.name}, plane at {height:.2f} c: the original density, its reconstruction, their difference"
             self.picture.object = f'<img alt="{alt}" src="data:image/png;base64,{png}" style="max-width: 100%">'
 
     def _chgcar(self) -> io.BytesIO:
-        path = self.folder / "reconstruction"
-        try:
-            write_density(_database().decode(self.name), path)
-            return io.BytesIO(path.read_bytes())
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _png(original: ChargeDensity, decoded: ChargeDensity, height: float) -> bytes:
-    stream = io.BytesIO()
-    slice_figure(original, decoded, height).savefig(stream, format="png", dpi=130)
-    return stream.getvalue()
+        return io.BytesIO(self.call(reconstruction, self.name, self.folder))
 
 
 def page() -> Any:
-    """The page of one session, with a folder that is removed when the session ends."""
+    """The page of one session, with a folder and a process that end with the session."""
     import panel as pn
 
-    folder = tempfile.TemporaryDirectory(prefix="ecd-app-")
-    pn.state.on_session_destroyed(lambda _: folder.cleanup())
-    path = Path(folder.name)
+    folder, session = Path(tempfile.mkdtemp(prefix="ecd-app-")), Bounded(SECONDS, MEMORY, PRELOAD)
+    _SESSIONS.add(session)
+
+    def end(_: Any) -> None:
+        session.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    pn.state.on_session_destroyed(end)
     return pn.Column(
         "# Crystal properties from electron densities",
-        pn.Tabs(("Predict", PredictTab(path).view), ("Latent database", DatabaseTab(path).view), dynamic=False),
+        pn.Tabs(
+            ("Predict", PredictTab(folder, session).view),
+            ("Latent database", DatabaseTab(folder, session).view),
+            dynamic=False,
+        ),
         max_width=1200,
         styles={"margin": "0 auto", "padding": "0 16px"},
     )
+
+
+def guard(application: Any, hosts: set[str]) -> Any:
+    """A tornado application that answers only requests for these hosts.
+
+    A foreign page can make its own name lead to this machine (DNS rebinding); its requests then have its name as their
+    host, and an origin of that name, which the check of origins would take for the server's own.
+    """
+    from tornado import httputil
+
+    class Guarded(httputil.HTTPMessageDelegate):
+        def __init__(self, answer: Any, connection: Any):
+            self.answer, self.connection = answer, connection
+
+        def headers_received(self, start_line: Any, headers: Any) -> Any:
+            if headers.get_list("Host") in [[host] for host in hosts]:
+                return self.answer.headers_received(start_line, headers)
+            self.answer, body = httputil.HTTPMessageDelegate(), b"This address serves its own machine only.\n"
+            about = httputil.HTTPHeaders({"Content-Length": str(len(body)), "Connection": "close"})
+            self.connection.write_headers(httputil.ResponseStartLine("HTTP/1.1", 403, "Forbidden"), about, body)
+            self.connection.finish()
+            return None
+
+        def data_received(self, chunk: bytes) -> Any:
+            return self.answer.data_received(chunk)
+
+        def finish(self) -> None:
+            self.answer.finish()
+
+        def on_connection_close(self) -> None:
+            self.answer.on_connection_close()
+
+    class Guard(httputil.HTTPServerConnectionDelegate):
+        def start_request(self, server_conn: Any, request_conn: Any) -> Any:
+            return Guarded(application.start_request(server_conn, request_conn), request_conn)
+
+        def on_close(self, server_conn: Any) -> None:
+            application.on_close(server_conn)
+
+    return Guard()
 
 
 def serve(port: int, show: bool) -> None:
@@ -674,11 +797,23 @@ def serve(port: int, show: bool) -> None:
     import panel as pn
 
     logging.basicConfig(level=logging.WARNING)
+    os.environ.update(ONE_THREAD)  # sessions share the cores
     pn.extension("plotly", "tabulator", "filedropper", sizing_mode="stretch_width")
     address = f"{ADDRESS}:{port}"
     origins = [address, f"localhost:{port}"]  # no other page may talk to the server
     server = pn.io.server.get_server(
-        page, port=port, address=ADDRESS, websocket_origin=origins, title="ecdlib", show=show
+        page,
+        port=port,
+        address=ADDRESS,
+        websocket_origin=origins,
+        title="ecdlib",
+        show=show,
+        http_server_kwargs={"max_body_size": CHUNK},
     )
+    server._http.request_callback = guard(server._http.request_callback, set(origins))
     print(f"open http://{address}/ (Ctrl-C ends it)", flush=True)
-    server.run_until_shutdown()
+    try:
+        server.run_until_shutdown()
+    finally:
+        for session in list(_SESSIONS):
+            session.end()

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdlib.base.errors import STDOUT, EcdError, atomic_write, check_input, check_output, told_as
+from ecdlib.base.errors import DAMAGED, STDOUT, EcdError, atomic_write, check_input, check_output, told_as
 from ecdlib.crystals.sources import SOURCES_HELP
 
 if TYPE_CHECKING:
     from ecdlib.base.settings import Parameters
+    from ecdlib.density.core import ChargeDensity
 
 # Before numpy and torch are imported, here and in the kernels of notebooks: their threads wait for each other without
 # sleeping, so that one busy core beside them makes everything ten times slower. The matrices here need no threads.
@@ -128,6 +129,15 @@ def _check_npz(path: Path, what: str, inputs: Iterable[object] = ()) -> None:
 def _texts(values: Parameters) -> list[str]:
     """Values of parameters that may be names of files."""
     return [value for value in vars(values).values() if isinstance(value, str)]
+
+
+def _warn(source: str, density: ChargeDensity) -> ChargeDensity:
+    """Say on standard error if a density does not fit its atoms."""
+    from ecdlib.density.doubts import doubts
+
+    for text in doubts(density):
+        print(f"warning: {source}: {text}", file=sys.stderr)
+    return density
 
 
 def _say(text: str, out: Path) -> None:
@@ -261,7 +271,7 @@ def convert(
 
     check_output(target, [source], stdout=True)
     write = None if target.suffix == ".h5" else io.writer(target)  # before anything is read
-    density = io.read_density(source)
+    density = as_read = io.read_density(source)
     with told_as(source, density.name):
         if valence:
             density = replace(density, valence=parse_valence(valence))
@@ -274,6 +284,7 @@ def convert(
             write_store(target, [density])
         else:
             write(density, target)
+    _warn(source, as_read)
     _say(f"{density}\nwritten: {target}", target)
 
 
@@ -325,6 +336,11 @@ def predict_command(
                 answers.append(named(answer(crystal, model, calibration), file))
         except EcdError as error:
             failed.append(error)
+        except DAMAGED as error:
+            if not model.endswith(".npz"):
+                raise
+            what = " ".join(f"cannot predict ({type(error).__name__}: {error})".split())[:200]
+            raise EcdError(model, what, "If it is damaged, train it again.") from error
     records = [record for each in answers for record in each.records]
     if csv is not None and records:
         with atomic_write(csv) as temporary:
@@ -486,7 +502,7 @@ def encode(
     whole = {f: [f"{f}::{name}" for name in DensityStore(f).names] for f in files if f.endswith(".h5")}
     sources = [source for f in files for source in whole.get(f, [f])]
     alike = len({Path(source).name for source in sources}) < len(sources)  # many folders hold a CHGCAR
-    read = ((source, read_density(source)) for source in sources)
+    read = ((source, _warn(source, read_density(source))) for source in sources)
     densities = (replace(density, name=source) if alike else density for source, density in read)
     write_latents(out, densities, load_model(autoencoder, "autoencoder"))
     print(f"{len(sources)} densities encoded: {out}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ecdlib.base.arrays import read_arrays
 from ecdlib.base.errors import atomic_write
 
 
@@ -18,8 +19,7 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     Raises:
         One of :data:`ecdlib.base.errors.DAMAGED`: a missing or damaged file.
     """
-    with open(path, "rb") as f, np.load(f, allow_pickle=False) as z:
-        arrays = dict(z)
+    arrays = read_arrays(path)
     meta = json.loads(str(arrays.pop("meta")))
     if not isinstance(meta, dict):
         raise ValueError("meta")

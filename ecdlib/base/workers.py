@@ -1,11 +1,15 @@
-"""Work on processes of this machine or on a Dask cluster."""
+"""Work on processes of this machine, with limits if need be, or on a Dask cluster."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from ecdlib.base.errors import EcdError
@@ -112,3 +116,96 @@ def map_chunks(
         client.close()
         if cluster is not None:
             cluster.close()
+
+
+class Bounded:
+    """One call at a time in a process of its own, within limits of time and memory.
+
+    A call that exceeds them is ended with its process; the next one gets a fresh process. Processes are forked from a
+    server that has imported ``preload``, so that they start quickly.
+
+    Args:
+        seconds: that a call may take.
+        memory: bytes that the process may take beyond what it has when it starts.
+        preload: modules that the calls need.
+    """
+
+    def __init__(self, seconds: float, memory: int, preload: Sequence[str] = ()):
+        self.seconds, self.memory = seconds, memory
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(preload))
+        self._lock, self._ended = threading.Lock(), False
+        self._process: Any = None
+        self._connection: Any = None
+
+    def __call__(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """``work(*arguments)``; what it raises is raised here.
+
+        Raises:
+            TimeoutError: it took too long.
+            ChildProcessError: its process has ended: too much memory, a crash, or :meth:`end`.
+        """
+        with self._lock:
+            try:
+                self._start()
+                self._connection.send((work, arguments))
+                if not self._connection.poll(self.seconds):
+                    raise TimeoutError(f"took longer than {self.seconds:g} s")
+                good, value = self._connection.recv()
+            except (EOFError, OSError) as error:
+                self._stop()
+                if isinstance(error, TimeoutError):
+                    raise
+                raise ChildProcessError("ended its process") from error
+        if good:
+            return value
+        raise value
+
+    def _start(self) -> None:
+        if self._ended:
+            raise ChildProcessError("has ended")
+        if self._process is None or not self._process.is_alive():
+            self._stop()
+            self._connection, theirs = multiprocessing.Pipe()
+            limits = (theirs, self.seconds, self.memory)
+            self._process = self._context.Process(target=_obey, args=limits, daemon=True)
+            self._process.start()
+            theirs.close()
+            if self._ended:  # meanwhile
+                self._process.kill()
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+    def end(self) -> None:
+        """End the process, at once; a call under way raises ChildProcessError, and so does every later one."""
+        self._ended = True
+        if (process := self._process) is not None and process.pid is not None:  # None: it is being started
+            process.kill()
+
+
+def _obey(connection: Connection, seconds: float, memory: int) -> None:
+    """In a process of its own: answer calls until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(ImportError, OSError, ValueError), open("/proc/self/statm") as f:  # Linux
+        import resource
+
+        used = int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    while True:
+        try:
+            work, arguments = connection.recv()
+        except EOFError:
+            return
+        signal.alarm(int(seconds) + 60)  # ends the process if nobody is left who would
+        try:
+            answer = True, work(*arguments)
+        except Exception as error:
+            answer = False, error
+        signal.alarm(0)
+        connection.send(answer)

@@ -14,6 +14,8 @@ from ecdlib.density.cell import fast_length
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.valence import SMOOTHING, WAVES, Target, atomic_form_factor
 
+_BROAD = 0.5  # Å, of the Gaussian that makes a density comparable to atoms that are not bonded
+_WAVES_OF_ATOMS = 8.0  # 1/Å
 #: How the convention of a superposed density begins.
 SUPERPOSED = "superposed atoms"
 Complexes = NDArray[np.complexfloating[Any]]
@@ -142,3 +144,35 @@ def superpose(
 def structure_of(density: ChargeDensity) -> Structure:
     """Lattice and atoms of a density."""
     return Structure(Lattice(density.lattice), density.species, density.positions)
+
+
+def misfit(density: ChargeDensity) -> float:
+    """How far a density is from any superposition of atoms at its sites: 0 if it is one, 1 if atoms say nothing of it.
+
+    The Fourier coefficients of the density, smoothed by a Gaussian of 0.5 Å, are fitted by two spheres for each
+    element, the free atom and a point, so that any valence fits. The result is the norm of what remains, over the norm
+    of the coefficients plus 5 % of what they were if all electrons were at one point (metals are nearly uniform).
+
+    Raises:
+        EcdError: an element without form factors.
+    """
+    modes, indices, G = _sphere(np.asarray(density.lattice), _WAVES_OF_ATOMS)
+    nx, ny, nz = density.shape
+    a, b, c = (along[i].astype(int) for along, i in zip(modes, indices, strict=True))
+    known = (2 * np.abs(a) < nx) & (2 * np.abs(b) < ny) & (2 * c < nz)  # by the grid
+    known[0] = False
+    squared, (a, b, c) = (G[known] ** 2).sum(1), (x[known] for x in (a, b, c))
+    weights = np.exp(-squared * _BROAD**2 / 2)
+    spectrum = scipy.fft.rfftn(np.asarray(density.values, dtype=np.float64), workers=1)
+    found = spectrum[a, b, c] * density.voxel_volume * weights
+    columns = []
+    for element in dict.fromkeys(density.species):
+        own = np.array([s == element for s in density.species])
+        phases = _phases(modes, density.positions[own])[indices][known] * weights
+        columns += [phases * atomic_form_factor(element, "gpaw")(np.sqrt(squared)), phases]
+    basis, wanted = (np.concatenate([x.real, x.imag]) for x in (np.stack(columns, axis=1), found))
+    if len(wanted) < 2 * basis.shape[1]:  # too coarse a grid to say anything
+        return 0.0
+    rest = wanted - basis @ np.linalg.lstsq(basis, wanted, rcond=None)[0]
+    scale = np.linalg.norm(wanted) + 0.05 * density.n_electrons * np.linalg.norm(weights)
+    return float(np.linalg.norm(rest) / scale)

@@ -110,6 +110,7 @@ def answer(
     if not isinstance(crystal, ChargeDensity):
         records = structure_records(crystal)
         return Answer(records, [f"structure: model {STRUCTURE_MODEL}{_known(records)}"])
+    from ecdlib.density.doubts import doubts
     from ecdlib.density.superpose import SUPERPOSED, structure_of
 
     if model == AUTO and (crystal.convention or "").startswith(SUPERPOSED):
@@ -120,7 +121,7 @@ def answer(
     if model != AUTO:
         records = [_with_interval(r, str(model)) for r in predict(crystal, load_predictors(model), calibration)]
         return Answer(records, _conversion(records))
-    dataset = crystal.symmetry(1e-2)
+    odd, dataset = doubts(crystal), crystal.symmetry(1e-2)
     if dataset is not None and dataset.number >= 195:
         own = predict(crystal, load_predictors(DEFAULT_MODEL), calibration)
         records = [_with_interval(r, DEFAULT_MODEL) for r in own]
@@ -130,7 +131,8 @@ def answer(
         what += f"model {STRUCTURE_MODEL}, from its structure, as models of densities have learned few such crystals"
     rest = structure_records(structure_of(crystal), skip=[r["property"] for r in records])
     return Answer(
-        [*records, *({**r, "file": crystal.name} for r in rest)], [what + _known(rest), *_conversion(records)]
+        [*records, *({**r, "file": crystal.name, "warnings": [*odd, *r["warnings"]]} for r in rest)],
+        [what + _known(rest), *_conversion(records)],
     )
 
 

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from ecdlib.base.archive import write_archive
 from ecdlib.base.cached import Arrays, cached
-from ecdlib.base.errors import EcdError
+from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.base.pieces import in_pieces
+from ecdlib.base.resources import data_folder
 from ecdlib.base.settings import Parameters
 from ecdlib.data.properties import labelled
 from ecdlib.data.tables import load_crystals
@@ -35,7 +36,7 @@ from ecdlib.learn.model_file import load_model
 from ecdlib.learn.portability import ROUTES, calibrating_compounds, conversion, pair_names
 from ecdlib.learn.protocol import Fit, fold_numbers, folds_of, joined, run_fits
 from ecdlib.learn.result import TEST, TRAIN, Result, finished, load_result
-from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
+from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler, load_trees
 
 #: Kinds of what is written: a result, and what predicts.
 KIND, MODEL_KIND = "fusion", "fusion model"
@@ -357,8 +358,16 @@ class FusionModel:
 
     @cached_property
     def models(self) -> dict[str, Any]:
-        """The fitted booster or network of each property."""
-        return {target: self._model(target) for target in self.targets}
+        """The fitted booster or network of each property.
+
+        Raises:
+            EcdError: a damaged file.
+        """
+        try:
+            return {target: self._model(target) for target in self.targets}
+        except DAMAGED as error:
+            remedy = "Train it again with `ecd train-fusion --final`."
+            raise EcdError(self.source, "is not a readable model", remedy) from error
 
     def _part(self, prefix: str) -> dict[str, Any]:
         return {k.removeprefix(f"{prefix}/"): v for k, v in self.arrays.items() if k.startswith(f"{prefix}/")}
@@ -366,9 +375,7 @@ class FusionModel:
     def _model(self, target: str) -> Any:
         part = self._part(target)
         if "trees" in part:
-            import lightgbm
-
-            return lightgbm.Booster(model_str=part["trees"].tobytes().decode())
+            return load_trees(part["trees"].tobytes().decode(), trusted=Path(self.source).is_relative_to(data_folder()))
         import torch
 
         network = make_model(self.parameters, self.meta["density_features"]).network(self.meta["features"])

@@ -13,6 +13,7 @@ import numpy as np
 from ecdlib.base.errors import EcdError
 from ecdlib.data.properties import PROPERTIES, UNITS
 from ecdlib.density.core import ChargeDensity
+from ecdlib.density.doubts import doubts
 from ecdlib.density.valence import (
     Valence,
     describe_numbers,
@@ -99,6 +100,7 @@ def predict(
     if calibration is not None and (valence is None or not os.path.isfile(calibration)):
         problem = "no such file" if valence is not None else "is of no use to a model that does not convert densities"
         raise EcdError(calibration, problem, f"Make one with `ecd calibrate`, and take --model {DEFAULT_MODEL}.")
+    odd = doubts(density)
     numbers = None if valence is None else vasp_numbers(valence)
     if calibration is not None and valence is not None and not valence.gpaw:  # GPAW's own need none
         numbers = (numbers or {}) | read_calibration(calibration, valence)
@@ -117,7 +119,7 @@ def predict(
                 "unit": p.unit,
                 "conversion": describe(valence, numbers) if p.model.portable and valence is not None else "",
                 "conversion_std": cost,
-                "warnings": p.domain.warnings(density, p.model.portable),
+                "warnings": odd + p.domain.warnings(density, p.model.portable),
             }
         )
     return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from ecdlib.base.workers import Bounded
 from ecdlib.density.core import Floats
 
 #: What LightGBM takes where nothing was tuned, and what the search does not touch.
@@ -170,3 +172,35 @@ class FusionLightGBM(RegressorMixin, BaseEstimator):
         """``(n,)`` predictions."""
         predicted: NDArray[np.float64] = np.asarray(self.booster_.predict(self.scaler_.transform(X), num_threads=1))
         return predicted
+
+
+def load_trees(text: str, trusted: bool) -> Any:
+    """The booster that a text of LightGBM holds.
+
+    LightGBM ends its process on some damaged texts and loops on others, so that one which is not trusted is tried in a
+    process of its own first.
+
+    Raises:
+        ValueError: a text that holds no sound trees.
+    """
+    import lightgbm
+
+    attempt = Bounded(60, 2 * 2**30, ["lightgbm", __name__])
+    try:
+        if not trusted:
+            attempt(_try_trees, text)
+        return lightgbm.Booster(model_str=text)
+    except (ChildProcessError, TimeoutError, lightgbm.basic.LightGBMError) as error:
+        raise ValueError("no sound trees") from error
+    finally:
+        attempt.end()
+
+
+def _try_trees(text: str) -> None:
+    """Load a text and follow its trees to both sides; LightGBM's own messages go nowhere."""
+    import lightgbm
+
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    booster = lightgbm.Booster(model_str=text)
+    booster.predict(np.array([-1e30, 0, 1e30])[:, None] * np.ones(booster.num_feature()), num_threads=1)
