@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ecdlib.density.core import ChargeDensity
+from ecdlib.density.doubts import doubts
 from ecdlib.density.io import read_density
+from ecdlib.density.valence import recognize
 from ecdlib.learn.domain import DEFAULT_MODEL
 from ecdlib.learn.model_file import load_model
 from ecdlib.learn.predict import conversion_lines, load_predictors, predict
@@ -110,7 +112,6 @@ def answer(
     if not isinstance(crystal, ChargeDensity):
         records = structure_records(crystal)
         return Answer(records, [f"structure: model {STRUCTURE_MODEL}{_known(records)}"])
-    from ecdlib.density.doubts import doubts
     from ecdlib.density.superpose import SUPERPOSED, structure_of
 
     if model == AUTO and (crystal.convention or "").startswith(SUPERPOSED):
@@ -127,6 +128,8 @@ def answer(
         records = [_with_interval(r, DEFAULT_MODEL) for r in own]
         what = f"cubic density: model {DEFAULT_MODEL}; the rest: model {STRUCTURE_MODEL}, from its structure"
     else:
+        if crystal.valence is not None:
+            recognize(crystal)  # a valence that is stated and cannot be is refused all the same
         records, what = [], "density that is not cubic: "
         what += f"model {STRUCTURE_MODEL}, from its structure, as models of densities have learned few such crystals"
     rest = structure_records(structure_of(crystal), skip=[r["property"] for r in records])
