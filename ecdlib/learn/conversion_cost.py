@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file
 from ecdlib.data.properties import PROPERTIES
 from ecdlib.density.io import read_density
@@ -38,15 +37,12 @@ def movement(result: Result, target: str, relative: bool = False) -> pd.DataFram
     Args:
         relative: to the prediction from the standard density.
 
-    Raises:
-        EcdError: a result that holds no predictions for the pairs.
+    Returns:
+        No columns if the result holds no predictions for the pairs.
     """
     t = result.column(target)
     own = pd.Series(result.unseen[:, t], index=result.names)
     routes = [r for r in ROUTES if f"pairs/{r}" in result.more]
-    if not routes:
-        what = "was made without the pairs, so that it is not known what a conversion costs"
-        raise EcdError("/".join(result.targets), what, "Train on all crystals (crystals=0).")
     moved = {r: pd.Series(result.more[f"pairs/{r}"][:, t], index=pair_names(r)) for r in routes}
     table = pd.DataFrame({r: values - own.reindex(values.index) for r, values in moved.items()})
     if "calibrated" in table:

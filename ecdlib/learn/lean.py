@@ -372,5 +372,13 @@ class LeanModel:
         return float(values[t]), std
 
     def movement(self, target: str, relative: bool = False) -> pd.DataFrame:
-        """See :func:`ecdlib.learn.conversion_cost.movement`."""
-        return movement(self.result, target, relative)
+        """See :func:`ecdlib.learn.conversion_cost.movement`.
+
+        Raises:
+            EcdError: it was trained without the pairs.
+        """
+        moved = movement(self.result, target, relative)
+        if moved.empty:
+            what = "was trained without the pairs, so that it is not known what a conversion costs"
+            raise EcdError(self.source, what, "Train it on all crystals (crystals=0).")
+        return moved
