@@ -1,4 +1,4 @@
-"""The graphical interface, ``ecd app``: predictions for files that one drops, and the latent database.
+"""The graphical interface, ``ecd app``: predictions for files that you drop, and the latent database.
 
 It serves this machine only, needs no network, and writes nothing but the upload that is being read. What reads a file
 or computes runs in a process of the session (see :class:`ecdlib.base.workers.Bounded`): whatever a file does there,

@@ -440,7 +440,7 @@ def app_command(
     port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one")] = 5006,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it in the browser")] = True,
 ) -> None:
-    """Open the graphical interface: predictions for files that one drops, and the latent database."""
+    """Open the graphical interface: predictions for files that you drop, and the latent database."""
     from ecdlib.app import serve
 
     serve(port, browser)

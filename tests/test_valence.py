@@ -380,7 +380,7 @@ def test_a_calibration_is_kept_as_a_table(tmp_path: Path) -> None:
 )
 def test_what_is_no_calibration(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_bytes(content)
-    problem = r"is no calibration\. Make one with `ecd calibrate`\." if content else "the file is empty"
+    problem = r"is not a calibration file\. Make one with `ecd calibrate`\." if content else "the file is empty"
     with pytest.raises(EcdError, match=problem):
         read_calibration(tmp_path / "mine.csv", Valence({"V": 5}, False, ""))
     with pytest.raises(EcdError, match="is a folder"):

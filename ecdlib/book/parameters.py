@@ -26,7 +26,7 @@ def _bundled(name: str) -> str:
     from ecdlib.density.store import load_densities
 
     if name not in load_densities("cubic-all") and name not in load_densities("general-all"):
-        raise ValueError("is no bundled crystal; `ecd data` lists them")
+        raise ValueError("is not a bundled crystal; `ecd data` lists them")
     return name
 
 
@@ -34,7 +34,7 @@ def _pair(name: str) -> str:
     from ecdlib.density.store import load_densities
 
     if name not in load_densities("pairs"):
-        raise ValueError(f"is no pair; there are {', '.join(load_densities('pairs').names)}")
+        raise ValueError(f"is not a pair; there are {', '.join(load_densities('pairs').names)}")
     return name
 
 
@@ -55,7 +55,7 @@ def _table(file: str) -> str:
     if file == "shipped":
         return file
     if not Path(file).is_file():
-        raise ValueError("is no file; make one with `ecd screen`, or take 'shipped'")
+        raise ValueError("is not a file; make one with `ecd screen`, or take 'shipped'")
     return str(Path(file).resolve())  # notebooks run in another folder
 
 

@@ -132,7 +132,7 @@ def is_crystal_file(name: str) -> bool:
 def structure_text(path: Path) -> str:
     """Text of a file that holds one crystal, unpacked; ValueError or OSError if it is too large or no file."""
     if not path.is_file():
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as f:
         content = f.read(TOO_LARGE + 1)
     if len(content) > TOO_LARGE:

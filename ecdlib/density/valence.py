@@ -715,7 +715,7 @@ def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str
         if not np.isfinite([row[1:] for row in rows.values()]).all():
             raise ValueError("not finite")
     except DAMAGED as error:
-        raise EcdError(path, "is no calibration", "Make one with `ecd calibrate`.") from error
+        raise EcdError(path, "is not a calibration file", "Make one with `ecd calibrate`.") from error
     for element, electrons in valence.electrons.items():
         if element in rows and rows[element][0] != electrons:
             what = f"calibrates {element} with {rows[element][0]} valence electrons, the density has {electrons}"
