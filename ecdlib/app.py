@@ -80,6 +80,7 @@ CSV_COLUMNS = [
     "distance",
 ]
 _SESSIONS: WeakSet[Bounded] = WeakSet()  # processes of the open pages
+_FOLDERS: set[Path] = set()  # of the open pages, for their files
 _HELD: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # bytes of the files of each page
 
 
@@ -718,10 +719,12 @@ def page() -> Any:
 
     folder, session = Path(tempfile.mkdtemp(prefix="ecd-app-")), Bounded(SECONDS, MEMORY, PRELOAD)
     _SESSIONS.add(session)
+    _FOLDERS.add(folder)
 
     def end(_: Any) -> None:
         session.end()
         shutil.rmtree(folder, ignore_errors=True)
+        _FOLDERS.discard(folder)
 
     pn.state.on_session_destroyed(end)
     return pn.Column(
@@ -817,3 +820,5 @@ def serve(port: int, show: bool) -> None:
     finally:
         for session in list(_SESSIONS):
             session.end()
+        for folder in _FOLDERS:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -179,7 +179,8 @@ def read(kind: str, path: Path) -> Any:
     """What a file gives: a density, a structure, or something that is compared as it is."""
     from ecdlib.base.arrays import read_arrays
     from ecdlib.base.errors import EcdError
-    from ecdlib.crystals.sources import Candidate, read_source
+    from ecdlib.crystals.candidate import Candidate
+    from ecdlib.crystals.sources import read_source
     from ecdlib.density.io import read_density
     from ecdlib.learn.model_file import load_model
 

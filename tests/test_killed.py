@@ -25,10 +25,10 @@ CRYSTALS = ("LiH_225", "NaCl_225", "TiAl_123", "MgO_225", "Al_225")
 COMMANDS = {
     "featurize": ["featurize", *CRYSTALS, "-o", "OUT.h5", "--size", "5", "--workers", "1"],
     "screen": ["screen", "crystals", "-o", "OUT.parquet", "--workers", "1"],
-    "train": ["train", "-o", "OUT.npz", "--profile", "tiny", "-p", "protocol=paper"],
+    "train": ["train", "-o", "OUT.npz", "--profile", "tiny", "-p", "protocol=9-fold"],
     "train-autoencoder": ["train-autoencoder", "-o", "OUT.npz", "--profile", "tiny"],
     "train-fusion": ["train-fusion", "-o", "OUT.npz", "--profile", "tiny", "-p", "model=attention"],
-    "train-cgcnn": ["train-cgcnn", "-o", "OUT.npz", "--profile", "tiny", "-p", "sample=60", "-p", "folds=2"],
+    "train-cgcnn": ["train-cgcnn", "-o", "OUT.npz", "--profile", "tiny", "-p", "sample=60", "-p", "folds=all"],
 }
 QUICK = ("featurize", "screen")
 
