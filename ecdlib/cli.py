@@ -84,6 +84,10 @@ class Convention(StrEnum):
     chemical = "chemical"
 
 
+class Potential(StrEnum):
+    sevennet = "sevennet"
+
+
 Valences = Annotated[
     str, typer.Option("--valence", help="valence electrons of the potentials where the file does not say: Na=1,Cl=7")
 ]
@@ -303,6 +307,10 @@ def predict_command(
     ] = "auto",
     valence: Valences = "",
     calibration: Annotated[Path | None, typer.Option(help="what `ecd calibrate` wrote for your potentials")] = None,
+    potential: Annotated[
+        Potential | None,
+        typer.Option("--with", help="take its elastic tensor of the structure, too: more accurate, and takes longer"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
 ) -> None:
@@ -315,7 +323,7 @@ def predict_command(
     from ecdlib.density.core import ChargeDensity
     from ecdlib.density.valence import parse_valence
     from ecdlib.features.collection import expand_sources
-    from ecdlib.learn.answer import AUTO, answer, named, read_crystal, table
+    from ecdlib.learn.answer import answer, named, read_crystal, table
 
     stated = parse_valence(valence)
     if csv is not None:
@@ -328,12 +336,10 @@ def predict_command(
     for file in (each for f in files for each in (expand_sources([f]) if f.endswith(".h5") else [f])):
         try:
             crystal = read_crystal(file)
-            if not isinstance(crystal, ChargeDensity) and model != AUTO:
-                raise EcdError(file, f"holds no density, which {model} needs", "Leave --model out, or give a CHGCAR.")
             if stated and isinstance(crystal, ChargeDensity):
                 crystal = replace(crystal, valence=stated)
             with told_as(file, getattr(crystal, "name", file)):
-                answers.append(named(answer(crystal, model, calibration), file))
+                answers.append(named(answer(crystal, model, calibration, potential is not None), file))
         except EcdError as error:
             failed.append(error)
         except DAMAGED as error:
@@ -588,7 +594,9 @@ def screen_command(
         typer.Argument(help=SOURCES_HELP),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="table to write (.parquet)")],
-    model: Annotated[str, typer.Option(help="cgcnn, or a file of `ecd train-cgcnn --final`")] = "cgcnn",
+    model: Annotated[
+        str, typer.Option(help="cgcnn, crystal (more accurate, slower), or a file of `ecd train-cgcnn --final`")
+    ] = "cgcnn",
     paper_filter: Annotated[
         bool,
         typer.Option(

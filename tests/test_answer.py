@@ -55,7 +55,8 @@ def test_moduli_and_what_follows_from_them_agree():
     K, G = (np.array([found[t, "value"]]) for t in ("bulk_modulus", "shear_modulus"))
     by_formula = from_moduli(K, G, np.array([NEW.density]), np.array([NEW.volume / len(NEW)]))
     for name, value in by_formula.items():
-        assert found[name, "value"] == pytest.approx(float(value[0]), rel=1e-6)
+        learned = name in model.learned  # Poisson's ratio, as that is better than the formula
+        assert found[name, "value"] == pytest.approx(float(value[0]), rel=0.2 if learned else 1e-6)
         assert found[name, "low"] < found[name, "value"] < found[name, "high"]
 
 
@@ -68,10 +69,9 @@ def test_a_training_crystal_gets_what_models_say_that_have_not_seen_it():
     assert answer(NEW).records[0]["seen"] == ""
 
 
-def test_intervals_hold_out_of_fold():
-    """95 % of the training crystals lie in the intervals of models that have not seen them. Not so in every crystal
-    system: of the monoclinic ones 87 %, of the trigonal ones 91 %."""
-    model, labels = structure_model(), load_crystals()
+@pytest.mark.parametrize("inputs", ["structure", "structure+potential"])
+def test_intervals_hold_out_of_fold_in_every_crystal_system(inputs):
+    model, labels = structure_model(inputs), load_crystals()
     rows = model.arrays["bulk_modulus/rows"]
     names, found = model.arrays["names"][rows], model.arrays["bulk_modulus/out of fold"]
     truth = labels.loc[names, "bulk_modulus"].to_numpy()
@@ -80,7 +80,7 @@ def test_intervals_hold_out_of_fold():
     for system in labels["crystal_system"].unique():
         mine = (labels.loc[names, "crystal_system"] == system).to_numpy()
         if mine.sum() >= 100:
-            assert inside[mine].mean() > 0.86, system
+            assert inside[mine].mean() == pytest.approx(0.95, abs=0.01), system
 
 
 def test_a_density_that_is_not_cubic_is_answered_from_its_structure():
@@ -100,3 +100,19 @@ def test_an_element_that_no_training_crystal_holds_is_said():
     assert any("no training crystal holds Rn" in w for w in answer(strange).records[0]["warnings"])
     with pytest.raises(EcdError, match="Cm"):
         answer(Structure(Lattice.cubic(3.9), ["Cm"], [[0, 0, 0]]))
+
+
+def test_a_model_of_densities_is_not_asked_about_structures():
+    with pytest.raises(EcdError, match="model of densities"):
+        answer(NEW, "density-gpr")
+    with pytest.raises(EcdError, match="model of densities"):
+        answer(load_density("LiH_225"), "density-gpr", potential=True)
+
+
+def test_a_training_crystal_needs_no_potential_to_be_answered_with_it():
+    alone, both = (values(answer(read_structure("TiO2_136"), potential=p).records) for p in (False, True))
+    assert alone["bulk modulus"] != both["bulk modulus"]
+    assert {"C11", "C12", "C44"} <= set(both), "the potential's tensor knows the orientation"
+    density = answer(load_density("LiH_225"), potential=True)
+    models = {r["property"]: r["model"] for r in density.records}
+    assert models["total energy"] != models["bulk modulus"] == "crystal-potential"

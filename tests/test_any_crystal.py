@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,7 +38,7 @@ from ecdlib.learn.any_crystal import (
 )
 from ecdlib.models import group_gpr
 from ecdlib.models.group_gpr import GroupGPR
-from ecdlib.models.stacked import BlockScaler, StackedModel
+from ecdlib.models.stacked import BlockScaler, StackedModel, slim_trees
 
 
 def crystal(name: str) -> Structure:
@@ -243,6 +244,32 @@ def test_intervals_of_derived_properties_hold_among_training_crystals(monkeypatc
         part = answers.predicted
         held = (part["low"] <= labels[name]) & (labels[name] <= part["high"])
         assert held.mean() == pytest.approx(0.95, abs=0.01), name
+
+
+def test_slim_trees_say_the_same_of_features_in_single_precision() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(500, 6)).astype(np.float32)
+    y = X[:, 0] * X[:, 1] + np.sin(3 * X[:, 2])
+    booster = lightgbm.train({"verbosity": -1, "num_iterations": 40, "num_threads": 1}, lightgbm.Dataset(X, y))
+    text = booster.model_to_string()
+    slim = slim_trees(text)
+    assert len(slim) < 0.5 * len(text)
+    again = lightgbm.Booster(model_str=slim)
+    np.testing.assert_allclose(again.predict(X), booster.predict(X), rtol=1e-5, atol=1e-6)
+    leaves = [trees.predict(X, pred_leaf=True) for trees in (booster, again)]
+    np.testing.assert_array_equal(*leaves, err_msg="a crystal went to another leaf")
+
+
+def test_a_part_of_a_scaling_scales_alike() -> None:
+    rng = np.random.default_rng(0)
+    blocks = {"size": rng.normal(size=(50, 2)), "tensor": rng.normal(size=(50, 3)), "elements": rng.random((50, 4))}
+    whole = BlockScaler(list(blocks)).fit(blocks)
+    some = whole.part(["elements", "tensor"])
+    columns = whole.columns(["elements", "tensor"])
+    np.testing.assert_array_equal(some.transform(blocks), whole.transform(blocks)[:, columns])
+    alone = BlockScaler(["elements", "tensor"]).fit(blocks)
+    np.testing.assert_array_equal(some.transform(blocks), alone.transform(blocks))
+    assert len(np.unique(some.groups)) == len(np.unique(alone.groups)) == some.groups.max() + 1
 
 
 def test_shipped_predictions_answer_every_test_crystal_of_pydemi() -> None:

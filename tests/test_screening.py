@@ -234,3 +234,17 @@ def test_bad_names_and_files_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["screen", "x", "-o", str(tmp_path / "t.parquet"), "--workers", "-1"])
     assert done.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["no.parquet"]
+
+
+def test_the_model_of_all_properties_screens_too(files: Path, tmp_path: Path) -> None:
+    table, done = run(str(files), out=tmp_path / "t.parquet", model="crystal")
+    assert done.predicted == len(table) == len(NAMES) + 1
+    known = load_model("crystal").predict([load_structures()["MgO_225"]], ["bulk_modulus", "debye_temperature"]).iloc[0]
+    row = table.set_index("id").loc["MgO_225.vasp"]
+    assert row["bulk_modulus"] == pytest.approx(known["bulk_modulus", "value"], rel=1e-3)
+    assert row["debye_temperature"] == pytest.approx(known["debye_temperature", "value"], rel=1e-2)
+    width = known["bulk_modulus", "high"] - known["bulk_modulus", "low"]
+    assert 2 * 1.96 * row["bulk_modulus_std"] == pytest.approx(width, rel=1e-2)
+    assert row["in_training"]
+    with pytest.raises(EcdError, match="not a model of structures"):
+        run(str(files), out=tmp_path / "u.parquet", model="fusion-lightgbm")

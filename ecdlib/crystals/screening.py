@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pymatgen.core import Structure
 from tqdm import tqdm
 
 from ecdlib.base.errors import EcdError, atomic_write
@@ -25,10 +26,8 @@ from ecdlib.base.workers import available_cores, map_chunks
 from ecdlib.crystals.candidate import Candidate, Failure
 from ecdlib.crystals.sources import read_source
 from ecdlib.data.tables import crystal_system
-from ecdlib.density.core import symmetry
+from ecdlib.density.core import Floats, symmetry
 from ecdlib.elastic.moduli import QUANTITIES, elastic_quantities
-from ecdlib.features.graphs import crystal_graph, join
-from ecdlib.learn.elasticity import MODEL_KIND, ElasticityModel
 from ecdlib.learn.model_file import load_model, model_files
 from ecdlib.models.cgcnn import N_ELEMENTS
 
@@ -107,26 +106,42 @@ def crystal_columns(candidate: Candidate, found: Any) -> dict[str, Any]:
     }
 
 
-def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) -> tuple[pd.DataFrame, list[str]]:
+class ModuliModel(Protocol):
+    """A model that answers which moduli a structure has."""
+
+    elements: set[int]  #: atomic numbers among its training crystals
+    trained_on: set[str]  #: formula and space group of its training crystals
+    correlation: float  #: of the errors of K and G
+
+    def prepare(self, structure: Structure, symmetry: Any) -> Any:
+        """What it predicts one crystal from.
+
+        Raises:
+            EcdError: a crystal that it cannot take.
+        """
+
+    def moduli(self, prepared: Sequence[Any]) -> tuple[Floats, Floats]:
+        """K and G (GPa) and the standard deviations of their logarithms to base 10, ``(n, 2)`` each."""
+
+
+def predict_elasticity(candidates: Sequence[Candidate], model: ModuliModel) -> tuple[pd.DataFrame, list[str]]:
     """The table of :data:`COLUMNS` for crystals, and one line for each that cannot be used."""
-    rows, graphs, failed = [], [], []
+    rows, prepared, failed = [], [], []
     for candidate in candidates:
         try:
             found = symmetry(candidate.structure)
-            row, graph = crystal_columns(candidate, found), crystal_graph(candidate.structure, found=found)
+            row, ready = crystal_columns(candidate, found), model.prepare(candidate.structure, found)
         except EcdError as error:
             failed.append(f"{candidate.id}: {error.problem}. {error.remedy}")
             continue
         unseen = {e.symbol for e in candidate.structure.composition if e.Z not in model.elements}
         known = f"{row['formula']}_{row['spacegroup']}" in model.trained_on
         rows.append({**row, "unseen_elements": " ".join(sorted(unseen)), "in_training": known})
-        graphs.append(graph)
+        prepared.append(ready)
     if not rows:
         return SCHEMA.empty_table().to_pandas(), failed
     table = pd.DataFrame(rows)
-    logs, stds = model.predict(join(graphs))
-    order = [model.targets.index(t) for t in ("bulk_modulus", "shear_modulus")]
-    (K, G), (K_std, G_std) = 10 ** logs[:, order].T, stds[:, order].T
+    (K, G), (K_std, G_std) = (columns.T for columns in model.moduli(prepared))
     table = table.assign(
         bulk_modulus=K,
         bulk_modulus_std=K * np.log(10) * K_std,
@@ -139,14 +154,21 @@ def predict_elasticity(candidates: Sequence[Candidate], model: ElasticityModel) 
     return pd.concat([table, more.set_axis(table.index)], axis=1)[list(COLUMNS)], failed
 
 
+def _load(path: str | Path) -> ModuliModel:
+    model: ModuliModel = load_model(path)
+    if not hasattr(model, "moduli"):
+        remedy = "Give cgcnn, crystal, or a file of `ecd train-cgcnn --final`."
+        raise EcdError(path, "is not a model of structures", remedy)
+    return model
+
+
 @lru_cache(maxsize=1)
-def _model(name: str, digest: str) -> ElasticityModel:
+def _model(name: str, digest: str) -> ModuliModel:
     """The model, if its file is the one that is meant: a worker elsewhere may have another."""
     (path,) = model_files(name)
     if sha256(path) != digest:
         raise EcdError(path, "is another model on a worker", "Give all machines the same checkout or shared folder.")
-    model: ElasticityModel = load_model(path, MODEL_KIND)
-    return model
+    return _load(path)
 
 
 def _work(chunk: tuple[int, list[Candidate]], model: str, digest: str) -> tuple[int, pd.DataFrame, list[str]]:
@@ -210,7 +232,7 @@ def screen(
     Args:
         sources: see :func:`ecdlib.crystals.sources.read_source`.
         out: file to write (``.parquet``).
-        model: ``"cgcnn"``, or a file of ``ecd train-cgcnn --final``.
+        model: ``"cgcnn"``, ``"crystal"`` (more accurate, slower), or a file of ``ecd train-cgcnn --final``.
         paper_filter: leave out what the paper does (see :func:`ecdlib.crystals.candidate.paper_filter`).
         scheduler: address of a Dask scheduler; by default processes on this machine.
         workers: local processes, by default one a core.
@@ -222,7 +244,7 @@ def screen(
     if out.is_dir():
         raise EcdError(out, "is a folder", "Give the name of a file.")
     model = str(Path(model).resolve()) if model.endswith(".npz") else model
-    load_model(model, MODEL_KIND)  # what is wrong with it is said at once
+    _load(model)  # what is wrong with it is said at once
     used = sha256(model_files(model)[0])
     _model(model, used)
     parameters = {"sources": list(sources), "model": used, "paper_filter": paper_filter}

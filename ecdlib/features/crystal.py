@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,13 @@ def crystal_features(structures: Iterable[Structure], progress: bool = False) ->
     """Blocks of many crystals: those of :func:`structure_features` and ``"composition"`` (MAGPIE, 132); ``(n, k)``."""
     crystals = list(structures)
     rows = [structure_features(s) for s in tqdm(crystals, "Features", disable=not progress)]
+    return joined_features(rows, [s.composition.reduced_formula for s in crystals])
+
+
+def joined_features(rows: Sequence[Mapping[str, Floats]], formulas: Sequence[str]) -> dict[str, Floats]:
+    """:func:`crystal_features` from the :func:`structure_features` and the formulas of crystals."""
     blocks = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return blocks | {"composition": magpie_features([s.composition.reduced_formula for s in crystals])}
+    return blocks | {"composition": magpie_features(list(formulas))}
 
 
 def bundled_crystal_features(progress: bool = True) -> tuple[list[str], Mapping[str, Any]]:

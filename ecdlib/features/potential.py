@@ -83,3 +83,15 @@ def tensor_features(potential: PotentialTensors) -> Floats:
     columns += [np.arcsinh(pressure), np.log(0.1 + von_mises)]
     columns += [np.arcsinh(np.where(relaxes, potential.softest, 4.0)), relaxes]
     return np.stack(columns, axis=1)
+
+
+def potential_features(potential: PotentialTensors) -> dict[str, Floats]:
+    """Blocks of features of each crystal.
+
+    Returns:
+        ``"tensor"``, see :func:`tensor_features` ``(n, 24)``; ``"frame"``, signed square roots of C11, C12 and C44 of
+        the relaxed tensor in the IEEE frame ``(n, 3)``; ``"atomic"`` ``(n, 128)``.
+    """
+    constants = potential.relaxed[:, [0, 0, 3], [0, 1, 3]]
+    frame = np.sign(constants) * np.sqrt(np.abs(constants))
+    return {"tensor": tensor_features(potential), "frame": frame, "atomic": potential.atomic}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ecdlib.base.errors import EcdError
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.doubts import doubts
 from ecdlib.density.io import read_density
@@ -25,12 +26,11 @@ from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+    from ecdlib.learn.any_crystal import Inputs
     from ecdlib.learn.crystal_model import CrystalModel
 
 #: Let what is given choose the model.
 AUTO = "auto"
-#: The model of structures.
-STRUCTURE_MODEL = "crystal"
 #: Half of a 95 % interval in standard deviations, where a model states only those.
 HALF = 1.96
 
@@ -85,16 +85,19 @@ def _holds_grid(path: Path) -> bool:
     )
 
 
-@lru_cache(maxsize=1)
-def structure_model() -> CrystalModel:
+@lru_cache(maxsize=2)
+def structure_model(inputs: Inputs = "structure") -> CrystalModel:
     """The shipped model of structures."""
-    return load_model(STRUCTURE_MODEL, "crystal")
+    from ecdlib.learn.crystal_model import MODELS
+
+    return load_model(MODELS[inputs], "crystal")
 
 
 def answer(
     crystal: ChargeDensity | Structure,
     model: str | os.PathLike[str] = AUTO,
     calibration: str | os.PathLike[str] | None = None,
+    potential: bool = False,
 ) -> Answer:
     """Properties of one crystal.
 
@@ -105,37 +108,42 @@ def answer(
         model: by default what is given decides; else a model of densities (see
             :func:`ecdlib.learn.predict.load_predictors`).
         calibration: see :func:`ecdlib.learn.predict.predict`.
+        potential: of a structure, and of a density for all but its total energy, take the elastic tensor by a
+            foundation potential, too (:func:`ecdlib.features.sevennet.potential_tensors`): seconds to minutes.
 
     Raises:
-        EcdError: a crystal or density that the model cannot take.
+        EcdError: a crystal or density that the model cannot take; see also
+            :meth:`ecdlib.learn.crystal_model.CrystalModel.predict`.
     """
-    if not isinstance(crystal, ChargeDensity):
-        records = structure_records(crystal)
-        return Answer(records, [f"structure: model {STRUCTURE_MODEL}{_known(records)}"])
-    from ecdlib.density.superpose import SUPERPOSED, structure_of
-
-    if model == AUTO and (crystal.convention or "").startswith(SUPERPOSED):
-        records = [{**r, "file": crystal.name} for r in structure_records(structure_of(crystal))]
-        return Answer(
-            records, [f"superposed atoms say no more than the structure: model {STRUCTURE_MODEL}{_known(records)}"]
-        )
+    inputs: Inputs = "structure+potential" if potential else "structure"
     if model != AUTO:
+        if potential or not isinstance(crystal, ChargeDensity):
+            raise EcdError(model, "is a model of densities", "Leave --model out, or give a density and no potential.")
         records = [_with_interval(r, str(model)) for r in predict(crystal, load_predictors(model), calibration)]
         return Answer(records, _conversion(records))
+    if not isinstance(crystal, ChargeDensity):
+        records = structure_records(crystal, inputs)
+        return Answer(records, [f"structure: {_model(records)}"])
+    from ecdlib.density.superpose import SUPERPOSED, structure_of
+
+    if (crystal.convention or "").startswith(SUPERPOSED):
+        records = [{**r, "file": crystal.name} for r in structure_records(structure_of(crystal), inputs)]
+        return Answer(records, [f"superposed atoms say no more than the structure: {_model(records)}"])
     odd, dataset = doubts(crystal), crystal.symmetry(1e-2)
     if dataset is not None and dataset.number >= 195:
         own = predict(crystal, load_predictors(DEFAULT_MODEL), calibration)
-        records = [_with_interval(r, DEFAULT_MODEL) for r in own]
-        what = f"cubic density: model {DEFAULT_MODEL}; the rest: model {STRUCTURE_MODEL}, from its structure"
+        records = [_with_interval(r, DEFAULT_MODEL) for r in own if not potential or r["property"] == "total energy"]
+        properties = " and ".join(r["property"] for r in records)
+        what = f"cubic density: {properties} by model {DEFAULT_MODEL}; the rest, from its structure, by "
     else:
         if crystal.valence is not None:
             recognize(crystal)  # a valence that is stated and cannot be is refused all the same
-        records, what = [], "density that is not cubic: "
-        what += f"model {STRUCTURE_MODEL}, from its structure, as models of densities have learned few such crystals"
-    rest = structure_records(structure_of(crystal), skip=[r["property"] for r in records])
+        records = []
+        what = "density that is not cubic, answered from its structure (few such densities were there to learn from): "
+    rest = structure_records(structure_of(crystal), inputs, skip=[r["property"] for r in records])
     return Answer(
         [*records, *({**r, "file": crystal.name, "warnings": [*odd, *r["warnings"]]} for r in rest)],
-        [what + _known(rest), *_conversion(records)],
+        [what + _model(rest), *_conversion(records)],
     )
 
 
@@ -143,9 +151,11 @@ def _conversion(records: Sequence[dict[str, Any]]) -> list[str]:
     return [line.partition(": ")[2] for line in conversion_lines(records)]
 
 
-def _known(records: Sequence[dict[str, Any]]) -> str:
+def _model(records: Sequence[dict[str, Any]]) -> str:
+    """Name of the model of structures, and whether it knows the crystal."""
     name = next((r["seen"] for r in records if r["seen"]), "")
-    return f"; {name} is one of its training crystals: each value is by a model that has not seen it" if name else ""
+    seen = f"; {name} is one of its training crystals: each value is by a model that has not seen it" if name else ""
+    return f"model {records[0]['model']}{seen}"
 
 
 def _with_interval(record: dict[str, Any], model: str) -> dict[str, Any]:
@@ -155,18 +165,23 @@ def _with_interval(record: dict[str, Any], model: str) -> dict[str, Any]:
     return record | {"low": low, "high": high, "model": model, "seen": ""}
 
 
-def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Records of :class:`Answer` for a structure, by the shipped model of structures.
+def structure_records(
+    structure: Structure, inputs: Inputs = "structure", skip: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Records of :class:`Answer` for a structure, by a shipped model of structures.
 
     A training crystal (same formula, space group and volume) gets the predictions of models that have not seen it.
+    Elastic constants of a crystal that is not cubic are answered with a potential only, in the IEEE frame: the features
+    of its structure do not change when it turns.
 
     Args:
+        inputs: of the model.
         skip: properties, in words, that are left out.
     """
     from ecdlib.data.structures import structure_warnings
-    from ecdlib.learn.crystal_model import ORIENTED, UNITS, space_group
+    from ecdlib.learn.crystal_model import MODELS, ORIENTED, UNITS, space_group
 
-    model = structure_model()
+    model = structure_model(inputs)
     warnings = structure_warnings(structure)
     symbols = {site.specie.Z: site.specie.symbol for site in structure}
     if unseen := [symbols[z] for z in sorted(set(symbols) - model.elements)]:
@@ -175,11 +190,11 @@ def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[di
     found = model.out_of_fold(name) if name else None
     if found is None:
         found = model.predict([structure]).iloc[0].unstack()[["value", "low", "high"]]
-    cubic = space_group(structure) >= 195
+    oriented = inputs == "structure+potential" or space_group(structure) >= 195
     records = []
     for target, row in found.iterrows():
         words = str(target).replace("_", " ")
-        if words in skip or (target in ORIENTED and not cubic) or not np.isfinite(row["value"]):
+        if words in skip or (target in ORIENTED and not oriented) or not np.isfinite(row["value"]):
             continue
         value, low, high = (float(row[end]) for end in ("value", "low", "high"))
         if str(target).startswith("is_"):  # a probability is an uncertainty
@@ -193,7 +208,7 @@ def structure_records(structure: Structure, skip: Sequence[str] = ()) -> list[di
                 "low": low,
                 "high": high,
                 "unit": UNITS[str(target)],
-                "model": STRUCTURE_MODEL,
+                "model": MODELS[inputs],
                 "conversion": "",
                 "conversion_std": 0.0,
                 "warnings": list(warnings),

@@ -28,7 +28,7 @@ from ecdlib.data.tables import load_crystals, load_matbench_elasticity
 from ecdlib.density.core import Floats
 from ecdlib.elastic.moduli import debye_temperature, poisson_ratio, sound_velocities, youngs_modulus
 from ecdlib.features.crystal import bundled_crystal_features
-from ecdlib.features.potential import load_potential, tensor_features
+from ecdlib.features.potential import load_potential, potential_features
 from ecdlib.learn.protocol import fold_numbers
 from ecdlib.models.stacked import COVERAGE, BlockScaler, StackedModel
 
@@ -79,7 +79,8 @@ LEARNED = {
 }
 #: Properties that follow by formula and can be learned, too: the inner folds choose.
 BOTH_WAYS = {"poisson_ratio": Learned("", signed=True)}
-_ALL = LEARNED | BOTH_WAYS
+#: All that can be learned.
+LEARNABLE = LEARNED | BOTH_WAYS
 #: Properties of which logarithms are compared.
 LOGARITHMIC = ("anisotropy_index", "dielectric_total", "dielectric_electronic", "dielectric_ionic", "refractive_index")
 #: Properties that follow by formula, with their units.
@@ -166,19 +167,15 @@ def load_targets() -> pd.DataFrame:
 def crystal_table() -> dict[str, Any]:
     """Blocks of features of all bundled structures, by name; NaN where the potential has no tensor.
 
-    Beside those of :func:`ecdlib.features.crystal.crystal_features`: ``"tensor"``, ``"frame"`` (signed roots of C11,
-    C12 and C44 in the IEEE frame) and ``"atomic"``; and ``"name"``.
+    Those of :func:`ecdlib.features.crystal.crystal_features` and :func:`ecdlib.features.potential.potential_features`,
+    and ``"name"``.
     """
     names, blocks = bundled_crystal_features()
     potential = load_potential()
-    row = pd.Index(potential.names).get_indexer(pd.Index(names))
-    constants_ = potential.relaxed[:, [0, 0, 3], [0, 1, 3]]
-    found = {
-        "tensor": tensor_features(potential),
-        "frame": np.sign(constants_) * np.sqrt(np.abs(constants_)),
-        "atomic": potential.atomic,
+    row = pd.Index(potential.names).get_indexer(pd.Index(names))[:, None]
+    known = {
+        key: np.where(row >= 0, values[row[:, 0]], np.nan) for key, values in potential_features(potential).items()
     }
-    known = {key: np.where(row[:, None] >= 0, values[row], np.nan) for key, values in found.items()}
     return {**blocks, **known, "name": np.array(names)}
 
 
@@ -186,7 +183,7 @@ def blocks_for(target: str, inputs: Inputs) -> list[str]:
     """Blocks that a model of a property sees."""
     if inputs == "structure":
         return list(STRUCTURE)
-    learned = _ALL[target]
+    learned = LEARNABLE[target]
     return [*STRUCTURE, "tensor", *(["frame"] if learned.frame else []), *([] if learned.energy else ["atomic"])]
 
 
@@ -207,7 +204,7 @@ class PropertyModel:
 
     def __init__(self, target: str, inputs: Inputs = "structure", learned: Learned | None = None, **settings: Any):
         self.target, self.inputs, self.settings = target, inputs, settings
-        self.learned = learned or _ALL[target]
+        self.learned = learned or LEARNABLE[target]
 
     def fit(
         self,
@@ -308,7 +305,7 @@ def fit_and_predict(
     train = train[np.isfinite(labels.loc[train, target]) & complete[position.get_indexer(train)]]
     test = test[complete[position.get_indexer(test)]]
     seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
-    like = _ALL[target].like
+    like = LEARNABLE[target].like
     reference = labels.loc[train, like].to_numpy() if like else None
     model = PropertyModel(target, inputs, **settings).fit(seen, labels.loc[train, target].to_numpy(), reference)
     return {
@@ -321,40 +318,59 @@ def fit_and_predict(
     }
 
 
+def follow(K: Floats, G: Floats, size: Floats) -> tuple[dict[str, Floats], Floats]:
+    """What follows from predicted moduli (:func:`from_moduli`), and how far it may be off.
+
+    Args:
+        K, G: value, low and high, GPa ``(n, 3)``.
+        size: volume of an atom (Å³) and mass density (g/cm³) ``(n, 2)``.
+
+    Returns:
+        Values ``(n,)`` by name, and the relative widths of both moduli's intervals together ``(n,)``.
+    """
+    bulk, shear = (np.maximum(m[:, 0], SMALLEST) for m in (K, G))
+    widths = ((m[:, 2] - m[:, 1]) / value for m, value in ((K, bulk), (G, shear)))
+    return from_moduli(bulk, shear, size[:, 1], size[:, 0]), np.hypot(*widths)
+
+
+def deviation(name: str, truth: Floats, value: Floats) -> Floats:
+    """How far what :func:`follow` gives is off: of Poisson's ratio the difference, else that of the logarithms."""
+    return np.abs(truth - value) if name == "poisson_ratio" else np.abs(np.log(truth) - np.log(value))
+
+
+def around(name: str, value: Floats, half: Floats) -> Floats:
+    """Value, low and high ``(n, 3)`` of intervals that reach as far as a :func:`deviation` of ``half``."""
+    if name == "poisson_ratio":
+        return np.stack([value, value - half, value + half], axis=1)
+    return np.stack([value, value * np.exp(-half), value * np.exp(half)], axis=1)
+
+
 def derive(K: Answers, G: Answers, labels: pd.DataFrame, coverage: float = COVERAGE) -> dict[str, Answers]:
     """What follows from bulk and shear modulus, with intervals that hold among the training crystals.
 
-    The relative errors of both moduli give each crystal a spread; an interval is the value times exp(±factor · spread)
-    (for Poisson's ratio plus or minus), and the factor is the smallest that holds the coverage.
+    The factor between an interval and what :func:`follow` says of its width is the smallest that holds the coverage.
 
     Args:
         labels: of the training crystals, see :func:`load_targets`.
         coverage: share of the training crystals that intervals shall hold.
     """
     table = crystal_table()
-    size = pd.DataFrame(np.exp(table["size"]), index=table["name"], columns=["volume", "density"])
+    size = pd.DataFrame(np.exp(table["size"]), index=table["name"])
 
-    def follow(which: str) -> tuple[pd.DataFrame, Floats]:
+    def of(which: str) -> tuple[pd.Index, dict[str, Floats], Floats]:
         k, g = getattr(K, which), getattr(G, which)
         names = k.index.intersection(g.index)
-        k, g, s = k.loc[names], g.loc[names], size.loc[names]
-        bulk, shear = (np.maximum(m["value"].to_numpy(), SMALLEST) for m in (k, g))
-        widths = ((m["high"] - m["low"]).to_numpy() for m in (k, g))
-        found = from_moduli(bulk, shear, s["density"].to_numpy(), s["volume"].to_numpy())
-        return pd.DataFrame(found, index=names), np.hypot(*(w / m for w, m in zip(widths, (bulk, shear), strict=True)))
+        return names, *follow(k.loc[names].to_numpy(), g.loc[names].to_numpy(), size.loc[names].to_numpy())
 
-    (known, spread), (asked, wide) = follow("left_out"), follow("predicted")
+    (known, left_out, spread), (asked, predicted, wide) = of("left_out"), of("predicted")
     answers = {}
-    for name in map(str, known.columns):
-        to, back = (np.positive, np.positive) if name == "poisson_ratio" else (np.log, np.exp)
-        truth, left_out = labels[name].reindex(known.index).to_numpy(), known[name].to_numpy()
-        factor = np.nanquantile(np.abs(to(truth) - to(left_out)) / spread, coverage)
-
-        def ends(values: pd.Series, s: Floats, to: Any = to, back: Any = back, factor: Any = factor) -> pd.DataFrame:
-            low, high = (back(to(values) + sign * factor * s) for sign in (-1, 1))
-            return pd.DataFrame({"value": values, "low": low, "high": high})
-
-        answers[name] = Answers(ends(known[name], spread), ends(asked[name], wide))
+    for name in left_out:
+        truth = labels[name].reindex(known).to_numpy()
+        factor = np.nanquantile(deviation(name, truth, left_out[name]) / spread, coverage)
+        answers[name] = Answers(
+            pd.DataFrame(around(name, left_out[name], factor * spread), known, ENDS),
+            pd.DataFrame(around(name, predicted[name], factor * wide), asked, ENDS),
+        )
     return answers
 
 
@@ -363,7 +379,7 @@ def refractive_index(electronic: Answers) -> Answers:
     return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
-def pydemi_split(out: Path, targets: Sequence[str] = tuple(_ALL), **settings: Any) -> None:
+def pydemi_split(out: Path, targets: Sequence[str] = tuple(LEARNABLE), **settings: Any) -> None:
     """Train on pydemi's training and validation crystals, predict its test crystals; resumable.
 
     Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors

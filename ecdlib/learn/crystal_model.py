@@ -1,55 +1,70 @@
-"""The shipped model of any crystal: all properties from the structure alone, in one file.
+"""The shipped models of any crystal: all properties from its structure, or from that and a potential, in one file.
 
 All properties share one scaling of the features and the training crystals' features in half precision. The Gaussian
 process of a property keeps its dual coefficients, so that a value takes one product. Its standard deviation is that of
 the process conditioned on the :data:`NEAR` training crystals most like the one asked, which no matrix of all crystals
-is needed for; the factor that turns it into an interval was found for just this deviation, on inner folds.
+is needed for; the factors that turn it into an interval (:mod:`ecdlib.learn.intervals`) were found for just this
+deviation, on inner folds.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import pandas as pd
 import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Structure
+from scipy.linalg import solve
+from tqdm import tqdm
 
+from ecdlib.base.archive import write_archive
 from ecdlib.base.pieces import in_pieces
 from ecdlib.density.core import SYMPREC, Floats, symmetry
-from ecdlib.features.crystal import crystal_features
+from ecdlib.features.crystal import joined_features, structure_features
+from ecdlib.features.potential import potential_features
 from ecdlib.learn.any_crystal import (
     DERIVED,
     ENDS,
     INNER_FOLDS,
-    LEARNED,
+    LEARNABLE,
     SMALLEST,
     STRUCTURE,
-    Answers,
+    Inputs,
     PropertyModel,
+    around,
+    blocks_for,
     crystal_table,
-    derive,
+    deviation,
     error,
-    from_moduli,
+    follow,
     load_targets,
-    refractive_index,
     take,
     unscaled,
 )
+from ecdlib.learn.intervals import factors_of, group_coverage, group_factors, membership
 from ecdlib.learn.protocol import fold_numbers
 from ecdlib.models.group_gpr import matern, squared_distances
-from ecdlib.models.stacked import COVERAGE, BlockScaler
+from ecdlib.models.stacked import COVERAGE, BlockScaler, slim_trees
 
+#: Names of the shipped models.
+MODELS: dict[Inputs, str] = {"structure": "crystal", "structure+potential": "crystal-potential"}
+#: Half of a 95 % interval in standard deviations.
+NORMAL = 1.96
 #: Training crystals that tell the spread of a prediction.
 NEAR = 128
-UNITS = {name: learned.unit for name, learned in LEARNED.items()} | DERIVED
+UNITS = {name: learned.unit for name, learned in LEARNABLE.items()} | DERIVED
+#: What is learned; of what also follows by formula that which the inner folds prefer.
+TARGETS = tuple(LEARNABLE)
+#: What follows from the moduli.
+FOLLOWING = tuple(name for name in DERIVED if name != "refractive_index")
 #: They depend on the orientation of the crystal, which a structure alone fixes for cubic ones only.
 ORIENTED = ("C11", "C12", "C44")
 MODULI = ("bulk_modulus", "shear_modulus")
@@ -83,73 +98,105 @@ class HalfPrecision(BlockScaler):
         return super().transform(blocks).astype(np.float16).astype(np.float64)
 
 
-def local_spread(X: Floats, training: Floats, variance: float, noise: float, weights: Floats) -> Floats:
+def local_spread(
+    X: Floats, training: Floats, variance: float, noise: float, weights: Floats, distance: Floats | None = None
+) -> Floats:
     """Standard deviation ``(n,)`` of a process, each conditioned on the :data:`NEAR` most similar training samples.
 
     Args:
         X, training: features ``(n, k)`` and ``(m, k)``, divided by the length scales.
         variance, noise: of the process.
         weights: of each training sample's noise ``(m,)``.
+        distance: squared, between samples and training samples ``(n, m)``, if it is known.
     """
-    distance = squared_distances(X, training)
+    distance = squared_distances(X, training) if distance is None else distance
     near = np.argpartition(distance, min(NEAR, len(training)) - 1, axis=1)[:, :NEAR]
     spread = np.empty(len(X))
-    for i, (x, chosen) in enumerate(zip(X, near, strict=True)):
+    for i, chosen in enumerate(near):
         K = variance * matern(squared_distances(training[chosen], training[chosen]))
         K[np.diag_indices_from(K)] += noise * weights[chosen]
-        k = variance * matern(squared_distances(x[None], training[chosen]))[0]
-        spread[i] = variance + noise - k @ np.linalg.solve(K, k)
+        k = variance * matern(distance[i, chosen])
+        spread[i] = variance + noise - k @ solve(K, k, assume_a="pos", check_finite=False)
     return np.sqrt(np.maximum(spread, noise))
 
 
 def train_crystal_model(
-    out: Path, *, name: str = "data/make/crystal_model.py", targets: Sequence[str] = tuple(LEARNED), **settings: Any
+    out: Path,
+    *,
+    inputs: Inputs = "structure",
+    without: Collection[str] = (),
+    name: str = "data/make/crystal_model.py",
+    targets: Sequence[str] = TARGETS,
+    **settings: Any,
 ) -> dict[str, float]:
-    """Train on all labelled crystals, and write the model; resumable, one piece for each property.
+    """Train on all labelled crystals that have the inputs, and write the model; resumable, a piece for each property.
 
     Args:
+        without: formulas that the model must not see.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
 
     Returns:
         Mean error of each property, by models that have not seen the crystal's inner fold.
     """
     labels, table = load_targets(), crystal_table()
-    names = labels.index.to_numpy()
-    blocks = take({b: table[b] for b in STRUCTURE}, pd.Index(table["name"]).get_indexer(names))
-    scaler = HalfPrecision(STRUCTURE).fit(blocks)
-    with in_pieces(out, name, {"targets": list(targets), **settings}) as pieces:
+    labels = labels[~labels.index.str.split("_").str[0].isin(list(without))]
+    every = [block for block in table if block in STRUCTURE or (inputs != "structure" and block != "name")]
+    row = pd.Index(table["name"]).get_indexer(labels.index)
+    complete = np.isfinite(np.hstack([table[block][row] for block in every])).all(1)
+    labels, blocks = labels[complete], take({block: table[block] for block in every}, row[complete])
+    names, scaler = labels.index.to_numpy(), HalfPrecision(every).fit(blocks)
+    groups = [int(str(name).split("_")[1]) for name in names]
+    member = membership(groups, blocks["elements"])
+    parameters = {"inputs": inputs, "targets": list(targets), "without": sorted(without), **settings}
+    with in_pieces(out, name, parameters) as pieces:
         for target in targets:
             if target not in pieces:
                 begun = time.time()
-                pieces.save(target, _fit(target, labels, blocks, scaler, settings), time.time() - begun)
+                found = _fit(target, inputs, labels, blocks, scaler, member, settings)
+                pieces.save(target, found, time.time() - begun)
                 print(target, f"{time.time() - begun:.0f} s", flush=True)
-        half = scaler.transform(blocks).astype(np.float16)
-        shares = (blocks["elements"] > 0).any(0)
-        size = np.exp(blocks["size"][:, 0])
-        arrays: dict[str, Any] = {"names": names.astype(str), "X": half, "known": np.flatnonzero(shares) + 1}
-        arrays |= {"volume": size.astype(np.float32)} | {f"scaler/{k}": _small(v) for k, v in scaler.state.items()}
-        found = {}
+        arrays: dict[str, Any] = {
+            "names": names.astype(str),
+            "X": scaler.transform(blocks).astype(np.float16),
+            "known": np.flatnonzero((blocks["elements"] > 0).any(0)) + 1,
+            "volume": np.exp(blocks["size"][:, 0]).astype(np.float32),
+        } | {f"scaler/{k}": _small(v) for k, v in scaler.state.items()}
+        answers, cover, correlation = {}, {}, 0.0
         for target in targets:
             piece = pieces.load(target)
             rows = piece.pop("rows")
             arrays |= {f"{target}/{k}": v for k, v in piece.items()} | {f"{target}/rows": rows.astype(np.uint16)}
-            found[target] = pd.DataFrame(piece["out of fold"], names[rows], ENDS)
-        if set(MODULI) <= set(found):
-            answers = {t: Answers(v, v) for t, v in found.items()}
-            derived = derive(answers["bulk_modulus"], answers["shear_modulus"], labels)
-            if "dielectric_electronic" in answers:
-                derived["refractive_index"] = refractive_index(answers["dielectric_electronic"])
-            for target, both in derived.items():
-                if target in found:  # learned too
+            answers[target] = pd.DataFrame(piece["out of fold"], names[rows], ENDS)
+        if set(MODULI) <= set(answers):
+            misses = [(answers[t]["value"] - labels[t].reindex(answers[t].index)) / answers[t]["value"] for t in MODULI]
+            correlation = float(pd.concat(misses, axis=1).corr("spearman").iloc[0, 1])
+            for target, (values, logs) in _follow(answers, labels, np.exp(blocks["size"]), member).items():
+                if target in answers:  # learned, which is better
                     continue
-                found[target] = both.left_out
-                arrays[f"{target}/out of fold"] = both.left_out.to_numpy(dtype=np.float32)
-                arrays[f"{target}/rows"] = pd.Index(names).get_indexer(both.left_out.index).astype(np.uint16)
-        errors = {t: error(t, labels, values["value"]) for t, values in found.items() if t in labels}
-        meta = {"kind": "crystal", "targets": list(found), "errors": errors, "provenance": pieces.provenance()}
-        from ecdlib.base.archive import write_archive
-
-        write_archive(out, arrays, meta)
+                answers[target] = values
+                arrays |= {f"{target}/out of fold": values.to_numpy(dtype=np.float32), f"{target}/factors": logs}
+                arrays[f"{target}/rows"] = labels.index.get_indexer(values.index).astype(np.uint16)
+        if "dielectric_electronic" in answers:
+            answers["refractive_index"] = answers["dielectric_electronic"].clip(lower=0) ** 0.5
+            arrays |= {"refractive_index/out of fold": answers["refractive_index"].to_numpy(dtype=np.float32)}
+            arrays |= {"refractive_index/rows": arrays["dielectric_electronic/rows"]}
+        errors = {t: error(t, labels, values["value"]) for t, values in answers.items() if t in labels}
+        for target in (t for t in targets if not LEARNABLE[t].probability):
+            ratio, rows = arrays.pop(f"{target}/ratio"), arrays[f"{target}/rows"]
+            cover[target] = group_coverage(ratio <= _crossed_factors(ratio, member[rows]), member[rows])
+        write_archive(
+            out,
+            arrays,
+            {
+                "kind": "crystal",
+                "inputs": inputs,
+                "targets": list(answers),
+                "errors": errors,
+                "coverage": cover,
+                "correlation": correlation,
+                "provenance": pieces.provenance(),
+            },
+        )
     return errors
 
 
@@ -158,15 +205,21 @@ def _small(v: Any) -> Any:
 
 
 def _fit(
-    target: str, labels: pd.DataFrame, blocks: Mapping[str, Any], scaler: HalfPrecision, settings: Mapping[str, Any]
+    target: str,
+    inputs: Inputs,
+    labels: pd.DataFrame,
+    blocks: Mapping[str, Any],
+    scaler: HalfPrecision,
+    member: NDArray[np.bool_],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the file keeps of one property."""
     rows = np.flatnonzero(np.isfinite(labels[target].to_numpy()))
     seen, y = take(blocks, rows), labels[target].to_numpy()[rows]
-    like = LEARNED[target].like
-    model = PropertyModel(target, **settings).fit(
-        seen, y, labels[like].to_numpy()[rows] if like else None, scaler=scaler
-    )
+    learned = LEARNABLE[target]
+    like = labels[learned.like].to_numpy()[rows] if learned.like else None
+    model = PropertyModel(target, inputs, **settings)
+    model.fit(seen, y, like, scaler=scaler.part(blocks_for(target, inputs)))
     stacked, process = model.stacked, model.stacked.process
     fold = fold_numbers(len(rows), INNER_FOLDS, 0)
     spread = np.empty(len(rows))
@@ -177,11 +230,11 @@ def _fit(
             training[part], training[rest], process.variance, process.noise, process.noise_weights_[rest]
         )
     spread = spread * process.unit_
-    learned = LEARNED[target]
     baseline = seen["elements"] ** 2 @ model.of_elements
-    residual = np.abs(stacked.left_out - model.learned_labels)
-    factor = float(np.quantile(residual / spread, COVERAGE))
-    ends = [stacked.left_out + s * factor * spread for s in (0, -1, 1)]
+    ratio = np.abs(stacked.left_out - model.learned_labels) / spread
+    logs = group_factors(ratio, member[rows], COVERAGE)
+    half = spread * factors_of(logs, member[rows])
+    ends = [stacked.left_out + s * half for s in (0, -1, 1)]
     return {
         "rows": rows,
         "dual": process.dual.astype(np.float32),
@@ -189,12 +242,49 @@ def _fit(
         "scale": np.array([process.offset_, process.unit_]),
         "noise": process.noise_weights_.astype(np.float16),
         "lengths": process.column_scale.astype(np.float32),
-        "trees": np.frombuffer(stacked.booster.model_to_string().encode(), dtype=np.uint8),
+        "trees": np.frombuffer(slim_trees(stacked.booster.model_to_string()).encode(), dtype=np.uint8),
         "weight": np.array(stacked.weight),
-        "factor": np.array(factor),
+        "factors": logs,
+        "ratio": ratio,
         "elements": model.of_elements,
         "out of fold": np.stack([unscaled(e, learned) + baseline for e in ends], axis=1).astype(np.float32),
     }
+
+
+def _follow(
+    answers: Mapping[str, pd.DataFrame], labels: pd.DataFrame, size: Floats, member: NDArray[np.bool_]
+) -> dict[str, tuple[pd.DataFrame, Floats]]:
+    """Of what follows from the moduli of the training crystals: out-of-fold answers, and the factors of its groups."""
+    K, G = (answers[t] for t in MODULI)
+    names = K.index.intersection(G.index)
+    row = labels.index.get_indexer(names)
+    values, spread = follow(K.loc[names].to_numpy(), G.loc[names].to_numpy(), size[row])
+    found = {}
+    for name, value in values.items():
+        ratio = deviation(name, labels[name].to_numpy()[row], value) / spread
+        known = np.isfinite(ratio)
+        logs = group_factors(ratio[known], member[row][known], COVERAGE)
+        ends = around(name, value, spread * factors_of(logs, member[row]))
+        found[name] = pd.DataFrame(ends, names, ENDS), logs
+    return found
+
+
+def _crossed_factors(ratio: Floats, member: NDArray[np.bool_]) -> Floats:
+    """Factors for each crystal from the crystals of other folds, to see whether intervals hold for crystals that had no
+    part in making them."""
+    fold, factors = fold_numbers(len(ratio), INNER_FOLDS, 1), np.empty(len(ratio))
+    for k in range(INNER_FOLDS):
+        part, rest = fold == k, fold != k
+        factors[part] = factors_of(group_factors(ratio[rest], member[rest], COVERAGE), member[part])
+    return factors
+
+
+class Prepared(NamedTuple):
+    """What a model of structures predicts one crystal from."""
+
+    cell: Structure
+    space_group: int
+    features: dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -204,7 +294,6 @@ class CrystalModel:
     arrays: Mapping[str, NDArray[Any]]
     meta: dict[str, Any]
     source: str
-    _scaled: dict[str, Floats] = field(default_factory=dict)
 
     @classmethod
     def from_file(cls, arrays: dict[str, Any], meta: dict[str, Any], source: str) -> Self:
@@ -217,9 +306,24 @@ class CrystalModel:
         return list(self.meta["targets"])
 
     @property
+    def inputs(self) -> Inputs:
+        """What it predicts from."""
+        return cast(Inputs, self.meta["inputs"])
+
+    @cached_property
     def elements(self) -> set[int]:
         """Atomic numbers among its training crystals."""
         return set(self.arrays["known"].tolist())
+
+    @cached_property
+    def trained_on(self) -> set[str]:
+        """Formula and space group of its training crystals, ``"NaCl_225"``."""
+        return {"_".join(name.split("_")[:2]) for name in self.arrays["names"].tolist()}
+
+    @property
+    def correlation(self) -> float:
+        """Of the errors of K and G, in ranks."""
+        return float(self.meta["correlation"])
 
     @cached_property
     def scaler(self) -> HalfPrecision:
@@ -228,86 +332,97 @@ class CrystalModel:
             {k.removeprefix("scaler/"): v for k, v in self.arrays.items() if k.startswith("scaler/")}
         )
 
-    def predict(self, structures: Sequence[Structure], targets: Sequence[str] = ()) -> pd.DataFrame:
+    def predict(
+        self, structures: Sequence[Structure], targets: Sequence[str] = (), progress: bool = False
+    ) -> pd.DataFrame:
         """Value, low and high (95 %) of each property; columns (property, end), one row for each crystal.
 
         Args:
             structures: crystals of elements up to Pu.
             targets: properties, by default all.
+            progress: show how far the features of the crystals are.
+
+        Raises:
+            EcdError: an element without form factors, or one that the potential does not know; a package that the
+                potential needs and that is not installed.
+        """
+        prepared = [self.prepare(s) for s in tqdm(structures, "Features", disable=not progress)]
+        found = self._found(prepared, wanted := list(targets or self.targets), progress)
+        return pd.concat({t: pd.DataFrame(found[t], columns=ENDS) for t in wanted if t in found}, axis=1)
+
+    def prepare(self, structure: Structure, symmetry: Any = None) -> Prepared:
+        """What it predicts one crystal from.
+
+        Args:
+            symmetry: see :func:`ecdlib.density.core.symmetry`, if it is known.
 
         Raises:
             EcdError: an element without form factors.
         """
-        blocks = crystal_features([standard(structure) for structure in structures])
-        X = self.scaler.transform(blocks)
-        raw = np.column_stack([blocks[name] for name in STRUCTURE]).astype(np.float32)
-        wanted = list(targets or self.targets)
-        needed = [t for t in self.learned if t in wanted or (t in MODULI and set(wanted) & set(DERIVED))]
+        cell = standard(structure)
+        number = space_group(structure) if symmetry is None else int(symmetry.number)
+        return Prepared(cell, number, structure_features(cell))
+
+    def moduli(self, prepared: Sequence[Prepared]) -> tuple[Floats, Floats]:
+        """K and G (GPa) and the standard deviations of their logarithms to base 10, ``(n, 2)`` each."""
+        found = self._found(prepared, MODULI)
+        value, low, high = np.stack([found[t] for t in MODULI], axis=1).transpose(2, 0, 1)
+        value = np.maximum(value, SMALLEST)
+        return value, (high - low) / (2 * NORMAL * value * np.log(10))
+
+    def _found(self, prepared: Sequence[Prepared], wanted: Sequence[str], progress: bool = False) -> dict[str, Floats]:
+        """Value, low and high of properties, those wanted among them, by name ``(n, 3)``."""
+        formulas = [p.cell.composition.reduced_formula for p in prepared]
+        blocks = joined_features([p.features for p in prepared], formulas)
+        if self.inputs != "structure":
+            from ecdlib.features.sevennet import potential_tensors
+
+            blocks |= potential_features(potential_tensors([p.cell for p in prepared], progress=progress))
+        X, member = self.scaler.transform(blocks), membership([p.space_group for p in prepared], blocks["elements"])
+        needed = [t for t in self.learned if t in wanted or (t in MODULI and set(wanted) & set(FOLLOWING))]
         if "refractive_index" in wanted:
             needed = list(dict.fromkeys([*needed, "dielectric_electronic"]))
-        found = {t: self._learned(t, X, raw, blocks) for t in needed}
-        if set(wanted) & set(DERIVED):
-            found = self._derived(found, np.exp(blocks["size"])) | found
-        frames = {t: pd.DataFrame(found[t], columns=ENDS) for t in wanted if t in found}
-        return pd.concat(frames, axis=1)
+        found = {t: self._learned(t, X, blocks, member) for t in needed}
+        if set(wanted) & set(FOLLOWING):
+            K, G = (found[t] for t in MODULI)
+            values, spread = follow(K, G, np.exp(blocks["size"]))
+            for name in set(values) - set(self.learned):
+                half = spread * factors_of(self.arrays[f"{name}/factors"], member)
+                found[name] = around(name, values[name], half)
+        if "dielectric_electronic" in found:
+            found["refractive_index"] = np.sqrt(np.maximum(found["dielectric_electronic"], 0))
+        return found
 
     @property
     def learned(self) -> list[str]:
         """Properties with a model of their own; the others follow by formula."""
         return [t for t in self.targets if f"{t}/theta" in self.arrays]
 
-    def _learned(self, target: str, X: Floats, raw: Floats, blocks: Mapping[str, Floats]) -> Floats:
-        import lightgbm
-
+    def _learned(self, target: str, X: Floats, blocks: Mapping[str, Floats], member: NDArray[np.bool_]) -> Floats:
         a = {
             k: self.arrays[f"{target}/{k}"] for k in ("theta", "scale", "rows", "dual", "noise", "lengths", "elements")
         }
-        theta, lengths = a["theta"], a["lengths"].astype(np.float64)
+        names = blocks_for(target, self.inputs)
+        columns, theta, lengths = self.scaler.columns(names), a["theta"], a["lengths"].astype(np.float64)
         variance, noise = np.exp(theta[0]), np.exp(theta[-1])
-        training = self.arrays["X"][a["rows"]].astype(np.float64) * lengths
-        scaled_x = X * lengths
-        mean = variance * matern(squared_distances(scaled_x, training)) @ a["dual"] * a["scale"][1] + a["scale"][0]
-        spread = local_spread(scaled_x, training, variance, noise, a["noise"].astype(np.float64)) * a["scale"][1]
-        weight = float(self.arrays[f"{target}/weight"])
-        if weight:
+        training = self.arrays["X"][a["rows"]][:, columns].astype(np.float64) * lengths
+        scaled_x = X[:, columns] * lengths
+        distance = squared_distances(scaled_x, training)
+        mean = variance * matern(distance) @ a["dual"] * a["scale"][1] + a["scale"][0]
+        if weight := float(self.arrays[f"{target}/weight"]):
+            import lightgbm
+
+            raw = np.column_stack([blocks[name] for name in names]).astype(np.float32)
             trees = lightgbm.Booster(model_str=self.arrays[f"{target}/trees"].tobytes().decode())
             mean = (1 - weight) * mean + weight * np.asarray(trees.predict(raw, num_threads=1))
-        half = float(self.arrays[f"{target}/factor"]) * spread
+        learned = LEARNABLE[target]
+        half = np.zeros(len(mean))
+        if not learned.probability:
+            weights = a["noise"].astype(np.float64)
+            spread = local_spread(scaled_x, training, variance, noise, weights, distance) * a["scale"][1]
+            half = spread * factors_of(self.arrays[f"{target}/factors"], member)
         baseline = blocks["elements"] ** 2 @ a["elements"]
-        return np.stack([unscaled(mean + s * half, LEARNED[target]) + baseline for s in (0, -1, 1)], axis=1)
-
-    def _derived(self, found: Mapping[str, Floats], size: Floats) -> dict[str, Floats]:
-        """What follows from the moduli, with intervals as wide as those of the training crystals have to be."""
-        K, G = (np.maximum(found[t], SMALLEST) for t in ("bulk_modulus", "shear_modulus"))
-        spread = np.hypot(*((m[:, 2] - m[:, 1]) / m[:, 0] for m in (K, G)))
-        derived: dict[str, Floats] = {}
-        for target, value in from_moduli(K[:, 0], G[:, 0], size[:, 1], size[:, 0]).items():
-            if target in self.learned:
-                continue
-            factor = self.factors[target]
-            if target == "poisson_ratio":
-                derived[target] = np.stack([value, value - factor * spread, value + factor * spread], axis=1)
-            else:
-                ratio = np.exp(factor * spread)
-                derived[target] = np.stack([value, value / ratio, value * ratio], axis=1)
-        if "dielectric_electronic" in found:
-            derived["refractive_index"] = np.sqrt(np.maximum(found["dielectric_electronic"], 0))
-        return derived
-
-    @cached_property
-    def factors(self) -> dict[str, float]:
-        """Half of the interval of what follows from the moduli, in units of their relative spread."""
-        out: dict[str, float] = {}
-        position = {int(r): i for i, r in enumerate(self.arrays["bulk_modulus/rows"])}
-        where = {int(r): i for i, r in enumerate(self.arrays["shear_modulus/rows"])}
-        for target in (t for t in DERIVED if t != "refractive_index" and t not in self.learned):
-            row = int(self.arrays[f"{target}/rows"][0])
-            K = self.arrays["bulk_modulus/out of fold"][position[row]]
-            G = self.arrays["shear_modulus/out of fold"][where[row]]
-            spread = np.hypot(*((m[2] - m[1]) / max(m[0], SMALLEST) for m in (K, G)))
-            value, low, _ = self.arrays[f"{target}/out of fold"][0]
-            out[target] = float((value - low if target == "poisson_ratio" else np.log(value / low)) / spread)
-        return out
+        return np.stack([unscaled(mean + s * half, learned) + baseline for s in (0, -1, 1)], axis=1)
 
     def seen(self, structure: Structure, tolerance: float = 0.05) -> str | None:
         """Name of the training crystal with this formula, space group and volume per atom, if there is one."""

@@ -472,6 +472,24 @@ class ElasticityModel:
             members.append(network.eval())
         return members
 
+    def prepare(self, structure: Structure, symmetry: Any) -> CrystalGraphs:
+        """What it predicts one crystal from.
+
+        Raises:
+            EcdError: see :func:`ecdlib.features.graphs.crystal_graph`.
+        """
+        from ecdlib.features.graphs import crystal_graph
+
+        return crystal_graph(structure, found=symmetry)
+
+    def moduli(self, prepared: Sequence[CrystalGraphs]) -> tuple[Floats, Floats]:
+        """K and G (GPa) and the standard deviations of their logarithms to base 10, ``(n, 2)`` each."""
+        from ecdlib.features.graphs import join
+
+        logs, stds = self.predict(join(prepared))
+        order = [self.targets.index(t) for t in ("bulk_modulus", "shear_modulus")]
+        return 10 ** logs[:, order], stds[:, order]
+
     def predict(self, graphs: CrystalGraphs, batch: int = 256) -> tuple[Floats, Floats]:
         """Logarithms to base 10 of K and G (GPa) and their calibrated standard deviations, ``(n, 2)`` each."""
         import torch

@@ -87,6 +87,19 @@ class BlockScaler:
         self.parts = {name: (state[f"{name}/c"], state[f"{name}/m"]) for name in self.names}
         return self
 
+    def columns(self, names: Sequence[str]) -> NDArray[np.intp]:
+        """Where the columns of some blocks stand among all."""
+        ends = np.cumsum([0, *(self.parts[name][1].shape[1] for name in self.names)])
+        where = {name: np.arange(a, b) for name, a, b in zip(self.names, ends, ends[1:], strict=False)}
+        return np.concatenate([where[name] for name in names])
+
+    def part(self, names: Sequence[str]) -> Self:
+        """The same scaling of some of the blocks."""
+        found = type(self)(names)
+        found.parts = {name: self.parts[name] for name in names}
+        found.groups = np.unique(self.groups[self.columns(names)], return_inverse=True)[1]
+        return found
+
     def transform(self, blocks: Mapping[str, Floats]) -> Floats:
         """``(n, features)``."""
         columns = []
@@ -162,3 +175,28 @@ class StackedModel:
         mean, spread = self.process.predict(self.scaler.transform(blocks), return_std=True)
         trees = np.asarray(self.booster.predict(self._columns(blocks)))
         return (1 - self.weight) * mean + self.weight * trees, spread
+
+
+#: Of LightGBM's text, what only tells how the trees were grown.
+_GROWN = ("split_gain", "leaf_weight", "leaf_count", "internal_value", "internal_weight", "internal_count")
+
+
+def slim_trees(text: str) -> str:
+    """LightGBM's text of trees at 40 % of its length, without what only tells how they were grown.
+
+    Features in single precision go to the same sides: a threshold becomes the largest number of single precision that
+    does not exceed it. The values of the leaves are rounded to single precision.
+    """
+
+    def single(word: str, down: bool = False) -> str:
+        value = np.float32(word)
+        return str(np.nextafter(value, np.float32(-np.inf)) if down and float(value) > float(word) else value)
+
+    lines = []
+    for line in text.partition("end of trees")[0].splitlines():
+        name, _, values = line.partition("=")
+        if name in ("threshold", "leaf_value"):
+            line = f"{name}=" + " ".join(single(word, name == "threshold") for word in values.split())
+        if name not in (*_GROWN, "tree_sizes"):
+            lines.append(line)
+    return "\n".join([*lines, "end of trees", ""])
