@@ -379,28 +379,61 @@ def refractive_index(electronic: Answers) -> Answers:
     return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
-def pydemi_split(out: Path, targets: Sequence[str] = tuple(LEARNABLE), **settings: Any) -> None:
-    """Train on pydemi's training and validation crystals, predict its test crystals; resumable.
+#: Divisions of the 6,059 crystals into training and test crystals; see :func:`divided`.
+Split = Literal["pydemi", "published", "5-fold"]
 
-    Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
-    on the inner folds, weights of the trees and the provenance of each run. Other properties that ``out`` holds already
-    stay. What is learned and follows by formula, too, is taken from where the inner folds' error is smaller.
+
+def divided(split: Split) -> tuple[pd.DataFrame, list[tuple[NDArray[Any], NDArray[Any]]]]:
+    """Labels of all crystals, and names of training and test crystals, a pair for each fold.
 
     Args:
+        split: ``pydemi``: its own, with its labels (its validation crystals train); ``published``: LatentMatFusion's,
+            with the labels of :func:`ecdlib.data.tables.load_crystals`, as has ``5-fold``, drawn at random (seed 0).
+    """
+    labels = load_targets()
+    if split == "pydemi":
+        fold = (load_pydemi()["split"] == "test").to_numpy(dtype=int)
+    else:
+        crystals = load_crystals().reindex(labels.index)
+        for name in set(labels) & set(crystals) - {"formation_energy"}:
+            labels[name] = crystals[name]
+        fold = (crystals["original_split"] == "test").to_numpy(dtype=int)
+    if split == "5-fold":
+        fold = fold_numbers(len(labels), 5, 0).astype(int) + 1
+    names = labels.index.to_numpy()
+    return labels, [(names[fold != k], names[fold == k]) for k in range(1, fold.max() + 1)]
+
+
+def run_split(out: Path, split: Split = "pydemi", targets: Sequence[str] = tuple(LEARNABLE), **settings: Any) -> None:
+    """Train on the training crystals of a split, predict its test crystals; resumable.
+
+    Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
+    on the inner folds (of the first fold), weights of the trees and the provenance of each run. Other properties that
+    ``out`` holds already stay. What is learned and follows by formula, too, is taken from where the inner folds' error
+    is smaller.
+
+    Args:
+        split: see :func:`divided`.
         targets: what is learned.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
-    labels, pydemi = load_targets(), load_pydemi()
-    train, test = (labels.index[mask].to_numpy() for mask in (pydemi["split"] != "test", pydemi["split"] == "test"))
-    with in_pieces(out, "pydemi-split", {"targets": list(targets)} | settings) as pieces:
-        for target in targets:
-            for inputs in INPUTS:
-                if (name := f"{target} {inputs}") not in pieces:
-                    begun = time.time()
-                    found = fit_and_predict(target, inputs, train, test, labels, **settings)
-                    pieces.save(name, found, time.time() - begun)
-        rows, inner = _collected(pieces, targets, labels, test)
-        rows.insert(0, "material_id", pydemi["material_id"].loc[rows.pop("name")].to_numpy())
+    labels, folds = divided(split)
+    material = load_pydemi()["material_id"]
+    with in_pieces(out, f"{split}-split", {"targets": list(targets)} | settings) as pieces:
+        tables, notes = list[pd.DataFrame](), list[dict[str, Any]]()
+        for k, (train, test) in enumerate(folds):
+            after = f" {k}" if k else ""
+            for target in targets:
+                for inputs in INPUTS:
+                    if (name := f"{target} {inputs}{after}") not in pieces:
+                        begun = time.time()
+                        found = fit_and_predict(target, inputs, train, test, labels, **settings)
+                        pieces.save(name, found, time.time() - begun)
+            table, note = _collected(pieces, targets, labels, test, after)
+            tables.append(table)
+            notes.append(note)
+        rows, inner = pd.concat(tables), notes[0]
+        rows.insert(0, "material_id", material.loc[rows.pop("name")].to_numpy())
         told: dict[str, Any] = {"inner": {}, "runs": []}
         if out.is_file():
             told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
@@ -466,9 +499,13 @@ def matbench(out: Path, **settings: Any) -> None:
 
 
 def _collected(
-    pieces: Pieces, targets: Sequence[str], labels: pd.DataFrame, test: NDArray[Any]
+    pieces: Pieces, targets: Sequence[str], labels: pd.DataFrame, test: NDArray[Any], after: str = ""
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Answers for all test crystals as rows, and what the inner folds said, by inputs and property."""
+    """Answers for all test crystals as rows, and what the inner folds said, by inputs and property.
+
+    Args:
+        after: end of the pieces' names.
+    """
     rows: list[pd.DataFrame] = []
     notes: dict[str, Any] = {}
     answered: dict[str, pd.DataFrame] = {}
@@ -476,7 +513,7 @@ def _collected(
         found: dict[str, Answers] = {}
         notes[inputs] = {}
         for target in targets:
-            piece = pieces.load(f"{target} {inputs}")
+            piece = pieces.load(f"{target} {inputs}{after}")
             left_out = pd.DataFrame(piece["left_out"], piece["train"], ENDS)
             process = pd.Series(piece["process_left_out"], piece["train"])
             found[target] = Answers(left_out, pd.DataFrame(piece["predicted"], piece["test"], ENDS))
@@ -527,7 +564,7 @@ def beside_pydemi(predictions: pd.DataFrame) -> pd.DataFrame:
     """Our errors on pydemi's test crystals beside those of its shipped predictions.
 
     Args:
-        predictions: as :func:`pydemi_split` writes them.
+        predictions: as :func:`run_split` writes them.
 
     Returns:
         One row for each property and inputs: n, ours, pydemi (mean :func:`errors`), difference (ours minus pydemi), its

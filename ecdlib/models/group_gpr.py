@@ -120,7 +120,7 @@ class GroupGPR(RegressorMixin, BaseEstimator):
         variance = self._variance + self._noise - ((cross @ self._inverse) * cross).sum(1)
         return mean, np.sqrt(np.maximum(variance, self._noise)) * self.unit_
 
-    def cross_predict(self, fold: NDArray[np.integer[Any]]) -> tuple[Floats, Floats]:
+    def cross_predict(self, fold: NDArray[np.integer[Any]], only: int | None = None) -> tuple[Floats, Floats]:
         """What a model without a sample's fold says of it, with hyperparameters and weights as they are.
 
         From the inverse of the whole matrix, block by block, instead of a fit for each fold: of the samples f of a
@@ -129,12 +129,13 @@ class GroupGPR(RegressorMixin, BaseEstimator):
 
         Args:
             fold: number of each training sample's fold ``(n,)``.
+            only: the one fold that is asked about; the others get no prediction (NaN).
 
         Returns:
             Predictions ``(n,)`` and standard deviations ``(n,)``.
         """
-        mean, variance = np.empty(len(self._z)), np.empty(len(self._z))
-        for number in np.unique(fold):
+        mean, variance = np.full((2, len(self._z)), np.nan)
+        for number in np.unique(fold) if only is None else [only]:
             f = np.flatnonzero(fold == number)
             covariance = np.linalg.inv(self._inverse[np.ix_(f, f)])
             mean[f] = self._z[f] - covariance @ self._dual[f]

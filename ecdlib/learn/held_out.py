@@ -1,0 +1,158 @@
+"""The book's final test: a tenth of the crystals with densities, which no model has seen, asked once.
+
+They are asked as their structures alone, and the cubic ones as CHGCARs without a POTCAR, by models that are trained
+like the shipped ones but without any crystal of their formulas. Beside it, how a model does on elements it has not
+seen.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.pieces import in_pieces
+from ecdlib.data.tables import load_cubic_targets, load_structures
+from ecdlib.density.core import ChargeDensity
+from ecdlib.density.io import read_density, write_chgcar
+from ecdlib.density.store import load_densities, load_density, load_selection
+from ecdlib.density.valence import recognize
+from ecdlib.features.collection import statistics
+from ecdlib.learn.any_crystal import ENDS, LEARNABLE, STRUCTURE, blocks_for, crystal_table, load_targets, scaled, take
+from ecdlib.learn.crystal_model import HalfPrecision, train_crystal_model
+from ecdlib.learn.lean import TrainingParameters, build, channel_settings, inputs, stack_channels
+from ecdlib.learn.model_file import load_model
+from ecdlib.models.group_gpr import GroupGPR
+
+#: Half of a 95 % interval in standard deviations.
+NORMAL = 1.96
+
+
+def as_chgcars(names: list[str]) -> Iterator[ChargeDensity | None]:
+    """Bundled densities after they were written as CHGCARs and read again, without a word on their valence.
+
+    None where the file gets no answer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            path = Path(folder) / "CHGCAR"
+            write_chgcar(replace(load_density(name), convention=None, valence=None, potentials=None), path)
+            try:
+                yield read_density(path)
+            except EcdError:
+                yield None
+
+
+def run_held_out(out: Path) -> None:
+    """Train without the held-out crystals and ask about them; resumable.
+
+    Writes ``out``, a CSV of name, given (``"structure"``, ``"density"``), property, value, low, high and truth, and
+    beside it ``<stem>.json`` with the number of densities whose valence was recognized and the provenance. Energies
+    from a density are GPAW's, those from a structure the Materials Project's.
+    """
+    names = load_selection("held-out")
+    formulas = {name.split("_")[0] for name in names}
+    cubic = [name for name in names if name in load_densities("cubic-all")]
+    with in_pieces(out, "held-out", {}) as pieces:
+        if "structure" not in pieces:
+            begun = time.time()
+            trained = out.with_name("held-out-model.npz")
+            train_crystal_model(trained, without=formulas, name="held-out")
+            model = load_model(trained)
+            found = model.predict([load_structures()[name] for name in names])
+            arrays = {t: found[t].to_numpy() for t in model.targets}
+            pieces.save("structure", arrays, time.time() - begun)
+            trained.unlink()
+        for target in ("bulk_modulus", "total_energy"):
+            if target not in pieces:
+                begun = time.time()
+                pieces.save(target, _from_densities(target, cubic, formulas), time.time() - begun)
+        labels, rows = load_targets().reindex(names), []
+        for target, values in pieces.load("structure").items():
+            table = pd.DataFrame(values, columns=ENDS).assign(name=names, given="structure", property=target)
+            rows.append(table.assign(truth=labels[target].to_numpy()))
+        for target in ("bulk_modulus", "total_energy"):
+            piece = pieces.load(target)
+            table = pd.DataFrame(piece["answer"], columns=ENDS).assign(name=cubic, given="density", property=target)
+            rows.append(table.assign(truth=piece["truth"]))
+        recognized = pieces.load("bulk_modulus")["recognized"]
+        note = {"densities": len(cubic), "answered": int((recognized >= 0).sum()), "right": int((recognized > 0).sum())}
+        with atomic_write(out) as temporary:
+            order = ["name", "given", "property", *ENDS, "truth"]
+            pd.concat(rows)[order].to_csv(temporary, index=False, float_format="%.5g")
+        with atomic_write(out.with_suffix(".json")) as temporary:
+            told = {"valence": note, "provenance": pieces.provenance()}
+            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def _from_densities(target: str, names: list[str], without: set[str]) -> dict[str, Any]:
+    """Answers of the default model of densities, trained without some formulas, and what was recognized: 1 the true
+    valence, 0 another, -1 no answer."""
+    given = {"model": "density-gpr", "target": target, "convention": "portable"}
+    p = TrainingParameters.checked(given, source="held-out")
+    labels = load_cubic_targets()
+    kept = [name for name in labels.index if str(name).split("_")[0] not in without]
+    model = build(p, progress=False).fit(inputs(p, kept), labels.loc[kept, target].to_numpy(dtype=float))
+    answer, recognized = np.full((len(names), 3), np.nan), np.full(len(names), -1)
+    for i, density in enumerate(as_chgcars(names)):
+        if density is None:
+            continue
+        try:
+            valence = recognize(density)
+        except EcdError:
+            continue
+        recognized[i] = valence.electrons == recognize(load_density(names[i])).electrons
+        channels = [
+            {block: values[None] for block, values in statistics(density, s, valence, None).items()}
+            for s in channel_settings(p)
+        ]
+        value, std = (float(x[0]) for x in model.predict(stack_channels(p.model, channels), return_std=True))
+        answer[i] = value, value - NORMAL * std, value + NORMAL * std
+    table = load_densities("cubic-all").table.loc[names]
+    known = load_targets()["bulk_modulus"].reindex(names)
+    truth = table["energy"] / table["n_atoms"] if target == "total_energy" else known
+    return {"answer": answer, "recognized": recognized, "truth": truth.to_numpy(dtype=float)}
+
+
+def without_element(target: Literal["bulk_modulus", "shear_modulus", "formation_energy"]) -> pd.DataFrame:
+    """How far a model is off for the crystals of each element if it has seen none of them.
+
+    The Gaussian process alone, from structures. Components and length scales are those of all crystals; what is left
+    out are the crystals that hold the element, from the inverse of the whole kernel matrix, block by block (see
+    :meth:`ecdlib.models.group_gpr.GroupGPR.cross_predict`).
+
+    Returns:
+        A row for each element of at least ten crystals, by its atomic number: n; ``unseen`` and ``seen``, mean errors
+        of what is learned (the square root of a modulus, √GPa; an energy, eV/atom) without the element's crystals and
+        with five random folds of them left out; ``covered``, the share within the 95 % interval that five folds give.
+    """
+    labels, table = load_targets(), crystal_table()
+    labels = labels[np.isfinite(labels[target])]
+    blocks = take({block: table[block] for block in STRUCTURE}, pd.Index(table["name"]).get_indexer(labels.index))
+    X = HalfPrecision(blocks_for(target, "structure")).fit(blocks)
+    y = scaled(labels[target].to_numpy(), LEARNABLE[target])
+    model = GroupGPR(X.groups).fit(X.transform(blocks), y)
+    holds = np.asarray(blocks["elements"]) > 0
+    fold = np.random.default_rng(0).integers(0, 5, len(y))
+    seen, spread = model.cross_predict(fold)
+    half = np.quantile(np.abs(y - seen) / spread, 0.95)
+    rows = {}
+    for element in np.flatnonzero(holds.sum(0) >= 10):
+        mine = holds[:, element]
+        value, width = model.cross_predict(np.where(mine, 0, -1), only=0)
+        miss = np.abs(y[mine] - value[mine])
+        rows[int(element) + 1] = {
+            "n": int(mine.sum()),
+            "unseen": miss.mean(),
+            "seen": np.abs(y - seen)[mine].mean(),
+            "covered": (miss <= half * width[mine]).mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
