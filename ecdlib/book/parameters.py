@@ -30,6 +30,14 @@ def _bundled(name: str) -> str:
     return name
 
 
+def _labelled(name: str) -> str:
+    from ecdlib.data.tables import load_crystals
+
+    if name not in load_crystals().index:
+        raise ValueError("is not a labelled crystal; `ecd predict` takes files")
+    return name
+
+
 def _pair(name: str) -> str:
     from ecdlib.density.store import load_densities
 
@@ -63,6 +71,7 @@ Degree = Annotated[Literal[2, 4], BeforeValidator(int)]  # the command line give
 Table = Annotated[str, AfterValidator(_table)]
 Density = Annotated[str, AfterValidator(_density)]
 Crystal = Annotated[str, AfterValidator(_bundled)]
+Labelled = Annotated[str, AfterValidator(_labelled)]
 PairName = Annotated[str, AfterValidator(_pair)]
 
 
@@ -165,6 +174,12 @@ class InputsParameters(Parameters):
     folds: int = Field(3, ge=2, le=100, description="folds of that case")
 
 
+class AnyCrystalParameters(Parameters):
+    """All properties of any crystal from its structure: beside pydemi, on Matbench, intervals, new elements."""
+
+    crystal: Labelled = Field("TiO2_136", description="labelled crystal that is answered as an example")
+
+
 class FusionDataParameters(Parameters):
     """Labels of 6,059 crystals: crystal systems, distributions, what the energies mean."""
 
@@ -252,6 +267,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "own_crystal": OwnCrystalParameters,
     "any_code": AnyCodeParameters,
     "inputs": InputsParameters,
+    "any_crystal": AnyCrystalParameters,
     "fusion_data": FusionDataParameters,
     "autoencoder": AutoencoderParameters,
     "latent_database": LatentDatabaseParameters,
