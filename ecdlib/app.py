@@ -1,4 +1,4 @@
-"""The graphical interface, ``ecd app``: predictions for files that you drop, and the latent database.
+"""The graphical interface, ``ecd app``: predictions for densities and structures that you drop, the latent database.
 
 It serves this machine only, needs no network, and writes nothing but the upload that is being read. What reads a file
 or computes runs in a process of the session (see :class:`ecdlib.base.workers.Bounded`): whatever a file does there,
@@ -32,18 +32,22 @@ import pandas as pd
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.workers import ONE_THREAD, Bounded
+from ecdlib.data.structures import is_crystal_file
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.density.io import packing, read_density, write_density
+from ecdlib.density.io import packing, write_density
 from ecdlib.density.store import load_density
+from ecdlib.density.superpose import structure_of, superpose
 from ecdlib.density.valence import parse_valence, to_ours
 from ecdlib.features.collection import FeatureSettings, featurize
 from ecdlib.features.common_grid import common_cell
+from ecdlib.learn.answer import AUTO, answer, interval, named, read_crystal, structure_model
 from ecdlib.learn.latents import LatentDatabase, load_latents
-from ecdlib.learn.predict import conversion_lines, load_predictors, predict
+from ecdlib.learn.predict import conversion_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pymatgen.core import Structure
 
 ADDRESS = "127.0.0.1"
 UPLOAD_LIMIT = 200_000_000  #: bytes of all files of a page together: they stay in memory while it is open
@@ -53,11 +57,14 @@ MEMORY = 4 * 2**30  #: bytes that it may need
 PRELOAD = ("ecdlib.app", "ecdlib.book.plotting", "ecdlib.learn.fusion", "torch", "lightgbm", "plotly.graph_objects")
 CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
 MODELS = {
+    AUTO: "what you give decides; a structure is enough: all properties, with 95 % intervals",
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
     "fusion-attention": "a network with attention on the same inputs, for the same properties",
     "density-gpr-portable": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
 }
 NEARNESS_HELP = (
+    "auto compares your crystal with the training crystals of the model of structures, as the model does for the bulk "
+    "modulus: a distance is counted in the length scales of its kernel. The other models compare latents. "
     "Latents are compared with those of the bundled crystals; the fusion models were trained on these, "
     "density-gpr-portable on the cubic ones. "
     "A distance has no unit: each component counts in its standard deviations over the database."
@@ -71,6 +78,8 @@ CSV_COLUMNS = [
     "model",
     "property",
     "value",
+    "low",
+    "high",
     "std",
     "unit",
     "conversion",
@@ -90,8 +99,8 @@ def safe_name(name: str) -> str:
     return kept.lstrip(".-")[-80:] or "file"
 
 
-def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity:
-    """Read an uploaded density: CHGCAR or cube (plain, ``.gz``, ``.bz2``, ``.xz``), or npz.
+def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity | Structure:
+    """Read an uploaded density or structure: CHGCAR or cube (plain, ``.gz``, ``.bz2``, ``.xz``), npz, CIF, POSCAR.
 
     The content is written into ``folder`` under a name that does not come from the user, and removed again.
 
@@ -104,16 +113,21 @@ def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity:
     check_size({shown: content})
     if kind in (".h5", ".hdf5"):
         raise EcdError(shown, "is a store of several crystals", "Write one of them to a file with `ecd convert`.")
-    stem = {".npz": "density.npz", ".cube": "density.cube", ".cub": "density.cube"}.get(kind, "CHGCAR")
+    usual = "POSCAR" if is_crystal_file(shown) else "CHGCAR"
+    stem = {".npz": "density.npz", ".cube": "density.cube", ".cub": "density.cube", ".cif": "a.cif"}.get(kind, usual)
     path = folder / f"{stem}{packed}"
     try:
         path.write_bytes(content)
-        return replace(read_density(path), name=shown, history=(f"read {shown}",))
+        crystal = read_crystal(path)
+        if isinstance(crystal, ChargeDensity):
+            crystal = replace(crystal, name=shown, history=(f"read {shown}",))
+        return crystal
     except EcdError as error:
         problem, remedy = (text.replace(f"{folder}{os.sep}", "") for text in (error.problem, error.remedy))
         raise EcdError(shown, problem, remedy) from error
     except Exception as error:  # whatever a parser meets in a strange file: words
-        raise EcdError(shown, "could not be read", "Give a CHGCAR, a cube file or an npz of this project.") from error
+        remedy = "Give a CHGCAR, a cube file, an npz of this project, a CIF or a POSCAR."
+        raise EcdError(shown, "could not be read", remedy) from error
     finally:
         path.unlink(missing_ok=True)
 
@@ -241,35 +255,39 @@ def _database() -> LatentDatabase:
     return load_latents()
 
 
-_predictors = lru_cache(maxsize=len(MODELS))(load_predictors)
-
-
 @dataclass(frozen=True)
 class Finding:
-    """What one density and one model gave."""
+    """What one crystal and one model gave."""
 
-    records: list[
-        dict[str, Any]
-    ]  #: see :func:`ecdlib.learn.predict.predict`, with ``model``, ``nearest``, ``distance``
+    records: list[dict[str, Any]]  #: see :class:`ecdlib.learn.answer.Answer`, with ``nearest`` and ``distance``
     nearest: pd.Series | None  #: None where no latent could be made
     words: str  #: how near the database it is, or why that is unknown
 
 
-def examine(density: ChargeDensity, model: str) -> Finding:
-    """Predict, and look for neighbours in the latent database.
+def examine(crystal: ChargeDensity | Structure, name: str, model: str) -> Finding:
+    """Predict, and look for neighbours: of the model of structures in its training set, else in the latent database.
 
     Raises:
-        EcdError: a density that the model cannot take.
+        EcdError: a crystal that the model cannot take.
     """
-    records = predict(density, _predictors(model))
     nearest, words = None, ""
-    try:
-        nearest, percentile = nearness(_database(), _database().autoencoder.latent(to_ours(density)))
-        words = nearness_text(nearest, percentile)
-    except EcdError as error:
-        words = str(error)
-    name, distance = (nearest.index[0], float(nearest.iloc[0])) if nearest is not None else ("", np.nan)
-    return Finding([{**r, "model": model, "nearest": name, "distance": distance} for r in records], nearest, words)
+    if model == AUTO:
+        structure = structure_of(crystal) if isinstance(crystal, ChargeDensity) else crystal
+        done = answer(crystal)
+        nearest = structure_model().nearest(structure)
+        words = f"The nearest training crystal is {nearest.index[0]}, at a distance of {nearest.iloc[0]:.2f}."
+    elif not isinstance(crystal, ChargeDensity):
+        raise EcdError(name, f"holds no density, which {model} needs", f"Choose {AUTO}, or give a CHGCAR.")
+    else:
+        done = answer(crystal, model)
+        try:
+            nearest, percentile = nearness(_database(), _database().autoencoder.latent(to_ours(crystal)))
+            words = nearness_text(nearest, percentile)
+        except EcdError as error:
+            words = str(error)
+    first, distance = (nearest.index[0], float(nearest.iloc[0])) if nearest is not None else ("", np.nan)
+    records = [{**r, "nearest": first, "distance": distance} for r in named(done, name).records]
+    return Finding(records, nearest, words)
 
 
 @dataclass(frozen=True)
@@ -282,8 +300,8 @@ class Source:
     content: bytes | str  #: of a file, as it came: Panel decodes what the browser calls text
     valence: str  #: that the user states for files
 
-    def read(self, folder: Path) -> ChargeDensity:
-        """The density.
+    def read(self, folder: Path) -> ChargeDensity | Structure:
+        """The density, or the structure of a file without one.
 
         Raises:
             EcdError: a file that cannot be used.
@@ -291,8 +309,10 @@ class Source:
         if self.kind == "bundled":
             return replace(load_density(self.name), name=self.shown)
         raw = self.content.encode() if isinstance(self.content, str) else self.content
-        density = read_upload(self.name, raw, folder)
-        return replace(density, name=self.shown, valence=parse_valence(self.valence) or density.valence)
+        crystal = read_upload(self.name, raw, folder)
+        if isinstance(crystal, ChargeDensity):
+            crystal = replace(crystal, name=self.shown, valence=parse_valence(self.valence) or crystal.valence)
+        return crystal
 
 
 # In the process of a session
@@ -301,25 +321,28 @@ class Source:
 def examine_source(source: Source, model: str, folder: Path) -> Finding | EcdError:
     """What a model says of a file or crystal; an error is returned."""
     try:
-        return examine(source.read(folder), model)
+        return examine(source.read(folder), source.shown, model)
     except Exception as error:
         return _in_words(source.shown, error)
 
 
-def draw_source(source: Source, folder: Path) -> tuple[Any, Any] | EcdError:
-    """Surfaces of equal density and of equal autocorrelation; an error is returned."""
+def draw_source(source: Source, folder: Path) -> tuple[str, Any, Any] | EcdError:
+    """What is drawn, surfaces of equal density and of equal autocorrelation; an error is returned."""
     try:
         return _pictures(source.read(folder))
     except Exception as error:
         return _in_words(source.shown, error)
 
 
-def _pictures(density: ChargeDensity) -> tuple[Any, Any]:
+def _pictures(crystal: ChargeDensity | Structure) -> tuple[str, Any, Any]:
     from ecdlib.book.plotting import correlation_figure, density_figure
 
+    given = isinstance(crystal, ChargeDensity)
+    density = crystal if isinstance(crystal, ChargeDensity) else superpose(crystal)
     correlation = featurize(density)[0]["autocorrelation"]
     first = density_figure(density, _levels(density.values, (0.6, 0.9, 0.98)))
-    return first, correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
+    second = correlation_figure(correlation, FeatureSettings().voxel, _levels(correlation, (0.8, 0.95, 0.995)))
+    return "density" if given else "density of superposed free atoms", first, second
 
 
 @lru_cache(maxsize=2)
@@ -458,7 +481,7 @@ class PredictTab:
             options=names, max_items=10, search_option_limit=30, option_limit=30, placeholder="Type a name: NaCl_225"
         )
         options = {f"{name}: {text}": name for name, text in MODELS.items()}
-        self.model = pn.widgets.RadioBoxGroup(options=options, value="fusion-lightgbm")
+        self.model = pn.widgets.RadioBoxGroup(options=options, value=AUTO)
         self.valence = pn.widgets.TextInput(
             label="Valence electrons of your potentials, if the file does not say",
             placeholder="Na=1,Cl=7",
@@ -494,7 +517,7 @@ class PredictTab:
         self.view = pn.Column(
             pn.FlexBox(
                 pn.Column(
-                    "### Your files\nCHGCAR or cube (also .gz, .bz2, .xz), or npz; "
+                    "### Your files\nCIF or POSCAR, or a density: CHGCAR or cube (also .gz, .bz2, .xz), or npz; "
                     f"at most {UPLOAD_LIMIT // 10**6} MB together.",
                     self.files,
                     styles=half,
@@ -575,7 +598,7 @@ class PredictTab:
                     "file": [r["file"] for r in records],
                     "property": [r["property"].replace("youngs", "Young's").replace("debye", "Debye") for r in records],
                     "value": [f"{r['value']:.4g}" for r in records],
-                    "± std": [f"{float(format(r['std'], '.2g')):g}" for r in records],
+                    "95 %": [interval(r) for r in records],
                     "unit": [r["unit"] for r in records],
                 }
             )
@@ -612,8 +635,9 @@ class PredictTab:
                 self.captions[0].object = self.captions[1].object = ""
                 pictures = None, None
             else:
+                what, *pictures = pictures
                 levels = "light, middle and dark: 60, 90 and 98 % of the volume with positive values lie below"
-                self.captions[0].object = f"Surfaces of equal density of {source.shown} in its cell ({levels})."
+                self.captions[0].object = f"Surfaces of equal {what} of {source.shown} in its cell ({levels})."
                 self.captions[1].object = "Surfaces of equal autocorrelation of √ρ; zero shift is in the centre."
             for place, picture in zip(self.pictures, pictures, strict=True):  # a new pane fits its place, a changed
                 place[:] = [_plot(picture)]  # figure may keep its old width

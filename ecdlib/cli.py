@@ -323,7 +323,7 @@ def predict_command(
     from ecdlib.density.core import ChargeDensity
     from ecdlib.density.valence import parse_valence
     from ecdlib.features.collection import expand_sources
-    from ecdlib.learn.answer import answer, named, read_crystal, table
+    from ecdlib.learn.answer import answer, interval, named, read_crystal, table
 
     stated = parse_valence(valence)
     if csv is not None:
@@ -355,7 +355,7 @@ def predict_command(
         known = [{k: None if v != v else v for k, v in r.items() if k != "seen"} for r in records]  # NaN is no JSON
         print(json.dumps(known, indent=1, ensure_ascii=False))
     elif records and str(csv) not in STDOUT:
-        _table([{**r, "value": f"{r['value']:.4g}", "95 %": _interval(r)} for r in records], PREDICTED)
+        _table([{**r, "value": f"{r['value']:.4g}", "95 %": interval(r)} for r in records], PREDICTED)
         print("\n".join(f"{each.records[0]['file']}: {line}" for each in answers for line in each.notes))
     for text in dict.fromkeys(f"{r['file']}: {w}" for r in records for w in r["warnings"]) if not as_json else ():
         print(f"warning: {text}", file=sys.stderr)
@@ -367,11 +367,6 @@ def predict_command(
 
 #: Columns of what `ecd predict` prints.
 PREDICTED = ["file", "property", "value", "95 %", "unit"]
-
-
-def _interval(record: dict[str, Any]) -> str:
-    low, high = record["low"], record["high"]
-    return f"{low:.4g} to {high:.4g}" if low == low else ""
 
 
 @app.command("calibrate")

@@ -27,14 +27,18 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from pymatgen.core import Structure
 
 from ecdlib import app, cli
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT, data_folder
 from ecdlib.base.workers import Bounded
+from ecdlib.data.tables import load_structures
+from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_density, write_density
 from ecdlib.density.store import load_density
 from ecdlib.features.common_grid import common_cell
+from ecdlib.learn.answer import answer, interval
 from ecdlib.learn.latents import LatentDatabase, load_latents
 from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
@@ -86,6 +90,7 @@ def test_an_upload_is_read_whatever_its_name_is(name: str, tmp_path: Path) -> No
     folder = tmp_path / "uploads"
     folder.mkdir()
     density = app.read_upload(name, NACL.read_bytes(), folder)
+    assert isinstance(density, ChargeDensity)
     assert density.name == app.safe_name(name)
     assert np.array_equal(density.values, read_density(NACL).values)
     assert list(tmp_path.rglob("*")) == [folder]
@@ -103,6 +108,32 @@ def test_every_format_is_read(suffix: str, tmp_path: Path) -> None:
     )
     assert (density.formula, density.shape) == (original.formula, original.shape)
     assert density.n_electrons == pytest.approx(original.n_electrons, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rutile.cif", "POSCAR", "POSCAR.rutile.vasp", "CONTCAR.gz", "../a.CIF.gz"])
+def test_a_structure_is_enough(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    rutile = load_structures()["TiO2_136"]
+    text = rutile.to(fmt="cif" if "cif" in name.lower() else "poscar").encode()
+    content = gzip.compress(text) if name.endswith("gz") else text
+    crystal = app.read_upload(name, content, folder)
+    assert isinstance(crystal, Structure)
+    assert crystal.composition == rutile.composition
+    assert list(folder.iterdir()) == []
+    tab = app.PredictTab(folder, here)
+    assert tab.work({name: content}, [], "auto") == []
+    ((source, finding),) = tab.found.values()
+    found = {r["property"]: r for r in finding.records}
+    assert found["bulk modulus"]["file"] == source.shown == app.safe_name(name)
+    assert found["bulk modulus"]["low"] < found["bulk modulus"]["value"] < found["bulk modulus"]["high"]
+    assert finding.nearest is not None
+    assert finding.nearest.index[0] == "TiO2_136"
+    assert finding.nearest.iloc[0] < 0.1 < finding.nearest.iloc[1]
+    what, first, _ = app.draw_source(source, folder)
+    assert (what, len(first.data) > 0) == ("density of superposed free atoms", True)
+    (problem,) = tab.work({name: content}, [], "fusion-lightgbm")
+    assert "holds no density, which fusion-lightgbm needs" in problem
 
 
 def test_too_large_files_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,13 +504,15 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     page.locator("input[type=file]").set_input_files([NACL, cut, large])
     page.get_by_text("File is too large", exact=True).wait_for()
     page.get_by_text("CHGCAR.cut.gz: the compressed file is damaged or cut off. Copy it again.").wait_for()
-    page.get_by_text("The nearest crystal is").wait_for()
+    page.get_by_text("The nearest training crystal is").wait_for()
     assert list(running.temporary.glob("ecd-app-*/*")) == []  # nothing of the upload stays on disk
-    expected = predict(read_density(NACL), load_predictors("fusion-lightgbm"))
+    page.get_by_role("radio").nth(1).click()
+    page.get_by_text("The nearest crystal is").wait_for()
+    expected = answer(read_density(NACL), "fusion-lightgbm").records
     rows = shown(page.locator("table").first)
     assert [(row[0], row[4]) for row in rows] == [("CHGCAR.NaCl.gz", r["unit"]) for r in expected]
     assert [float(row[2]) for row in rows] == pytest.approx([r["value"] for r in expected], rel=1e-3)
-    assert [float(row[3]) for row in rows] == pytest.approx([r["std"] for r in expected], rel=6e-2)
+    assert [row[3] for row in rows] == [interval(r) for r in expected]
     page.get_by_text(conversion_lines(expected)[0]).wait_for()
     assert "Na 1 to 7 electrons" in expected[0]["conversion"]
     for n in range(2):
@@ -492,7 +525,7 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
             assert box is not None
             assert 300 < box["width"] < width / 2
             assert box["x"] + box["width"] <= width
-    page.get_by_role("radio").nth(2).click()
+    page.get_by_role("radio").nth(3).click()
     page.get_by_role("cell", name="total energy").wait_for()
     with page.expect_download() as download:
         page.get_by_text("Download all results (CSV)").click()

@@ -93,6 +93,9 @@ def structure_model(inputs: Inputs = "structure") -> CrystalModel:
     return load_model(MODELS[inputs], "crystal")
 
 
+_predictors = lru_cache(maxsize=4)(load_predictors)
+
+
 def answer(
     crystal: ChargeDensity | Structure,
     model: str | os.PathLike[str] = AUTO,
@@ -119,7 +122,7 @@ def answer(
     if model != AUTO:
         if potential or not isinstance(crystal, ChargeDensity):
             raise EcdError(model, "is a model of densities", "Leave --model out, or give a density and no potential.")
-        records = [_with_interval(r, str(model)) for r in predict(crystal, load_predictors(model), calibration)]
+        records = [_with_interval(r, str(model)) for r in predict(crystal, _predictors(os.fspath(model)), calibration)]
         return Answer(records, _conversion(records))
     if not isinstance(crystal, ChargeDensity):
         records = structure_records(crystal, inputs)
@@ -131,7 +134,7 @@ def answer(
         return Answer(records, [f"superposed atoms say no more than the structure: {_model(records)}"])
     odd, dataset = doubts(crystal), crystal.symmetry(1e-2)
     if dataset is not None and dataset.number >= 195:
-        own = predict(crystal, load_predictors(DEFAULT_MODEL), calibration)
+        own = predict(crystal, _predictors(DEFAULT_MODEL), calibration)
         records = [_with_interval(r, DEFAULT_MODEL) for r in own if not potential or r["property"] == "total energy"]
         properties = " and ".join(r["property"] for r in records)
         what = f"cubic density: {properties} by model {DEFAULT_MODEL}; the rest, from its structure, by "
@@ -216,6 +219,12 @@ def structure_records(
             }
         )
     return records
+
+
+def interval(record: dict[str, Any]) -> str:
+    """The 95 % interval of a record in words."""
+    low, high = record["low"], record["high"]
+    return f"{low:.4g} to {high:.4g}" if low == low else ""
 
 
 def table(answers: Sequence[Answer]) -> pd.DataFrame:

@@ -372,12 +372,7 @@ class CrystalModel:
 
     def _found(self, prepared: Sequence[Prepared], wanted: Sequence[str], progress: bool = False) -> dict[str, Floats]:
         """Value, low and high of properties, those wanted among them, by name ``(n, 3)``."""
-        formulas = [p.cell.composition.reduced_formula for p in prepared]
-        blocks = joined_features([p.features for p in prepared], formulas)
-        if self.inputs != "structure":
-            from ecdlib.features.sevennet import potential_tensors
-
-            blocks |= potential_features(potential_tensors([p.cell for p in prepared], progress=progress))
+        blocks = self._blocks(prepared, progress)
         X, member = self.scaler.transform(blocks), membership([p.space_group for p in prepared], blocks["elements"])
         needed = [t for t in self.learned if t in wanted or (t in MODULI and set(wanted) & set(FOLLOWING))]
         if "refractive_index" in wanted:
@@ -392,6 +387,16 @@ class CrystalModel:
         if "dielectric_electronic" in found:
             found["refractive_index"] = np.sqrt(np.maximum(found["dielectric_electronic"], 0))
         return found
+
+    def _blocks(self, prepared: Sequence[Prepared], progress: bool = False) -> dict[str, Floats]:
+        """All blocks of features."""
+        formulas = [p.cell.composition.reduced_formula for p in prepared]
+        blocks = joined_features([p.features for p in prepared], formulas)
+        if self.inputs != "structure":
+            from ecdlib.features.sevennet import potential_tensors
+
+            blocks |= potential_features(potential_tensors([p.cell for p in prepared], progress=progress))
+        return blocks
 
     @property
     def learned(self) -> list[str]:
@@ -423,6 +428,19 @@ class CrystalModel:
             half = spread * factors_of(self.arrays[f"{target}/factors"], member)
         baseline = blocks["elements"] ** 2 @ a["elements"]
         return np.stack([unscaled(mean + s * half, learned) + baseline for s in (0, -1, 1)], axis=1)
+
+    def nearest(self, structure: Structure, n: int = 5) -> pd.Series:
+        """The training crystals most like one, as the process of the bulk modulus sees them: distances by name.
+
+        A distance is counted in the length scales of the kernel (see :mod:`ecdlib.models.group_gpr`).
+        """
+        a = {k: self.arrays[f"bulk_modulus/{k}"] for k in ("rows", "lengths")}
+        columns = self.scaler.columns(blocks_for("bulk_modulus", self.inputs))
+        X = self.scaler.transform(self._blocks([self.prepare(structure)]))[:, columns] * a["lengths"]
+        training = self.arrays["X"][a["rows"]][:, columns] * a["lengths"].astype(np.float64)
+        distance = np.sqrt(squared_distances(X, training)[0])
+        first = np.argsort(distance)[:n]
+        return pd.Series(distance[first], self.arrays["names"][a["rows"]][first])
 
     def seen(self, structure: Structure, tolerance: float = 0.05) -> str | None:
         """Name of the training crystal with this formula, space group and volume per atom, if there is one."""
