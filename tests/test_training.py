@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,19 @@ def test_whitening_shows_the_optimizer_what_the_mean_hides() -> None:
 def test_lower_precision_trains_too(data: tuple[torch.Tensor, torch.Tensor], make: Callable[[], nn.Module]) -> None:
     losses = fit(make(), *data, replace(QUICK, precision="bfloat16"), device="cpu", progress=False).train
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_trained_network_predicts_its_training_samples_as_its_loss_says(precision: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, detail = torch.rand(40, 1, generator=generator), torch.rand(40, 1, generator=generator)
+    X = (mean + 0.02 * detail * torch.cos(torch.arange(56) / 3.0)).numpy()  # as in autocorrelations, the mean dominates
+    y = detail[:, 0].numpy().astype(float)
+    settings = replace(QUICK, epochs=40, first_cycle=40, precision=precision)
+    model = TorchRegressor(lambda: LeanCNN("A", size=11), settings, "cpu", progress=False).fit(X, y)
+    missed = ((model.predict(X) - y) ** 2).mean() / y.var()
+    assert model.losses_[-1] < 0.1
+    assert missed < 2 * model.losses_[-1] + 1e-3
 
 
 def test_a_checkpoint_of_other_data_is_not_taken(data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:

@@ -66,11 +66,15 @@ class WhitenedConv3d(nn.Conv3d):
         self.register_buffer("centre", torch.zeros(n))
 
     def forward(self, x: Tensor) -> Tensor:
-        """As an ordinary convolution with the equivalent kernel and bias."""
+        """As an ordinary convolution with the equivalent kernel and bias, always in single precision.
+
+        Large terms cancel: what counts of an autocorrelation is small beside its mean.
+        """
         assert self.bias is not None
-        kernel = self.weight.flatten(1) @ self.whiten
-        bias = self.bias - kernel @ self.centre
-        return F.conv3d(x, kernel.view_as(self.weight), bias, self.stride, self.padding)
+        with torch.autocast(x.device.type, enabled=False):
+            kernel = self.weight.flatten(1) @ self.whiten
+            bias = self.bias - kernel @ self.centre
+            return F.conv3d(x.float(), kernel.view_as(self.weight), bias, self.stride, self.padding)
 
 
 class LeanCNN(nn.Module):

@@ -32,7 +32,7 @@ class TrainingSettings:
     first_cycle: int = 50  #: epochs until the first warm restart; the paper gives none
     cycle_growth: int = 3  #: each cycle is that much longer than the one before; 50 + 150 + 450 make the paper's 650
     precondition: bool = True  #: whiten the input of the first layer, for networks that can
-    precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions; weights stay float32
+    precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions but the first; weights stay float32
     seed: int = 0  #: of the weights, the order of the samples and the dropout
     held_out: float = 0.0  #: share of the training samples that an estimator sets aside for early stopping
     patience: int = 0  #: epochs without a better validation loss after which training stops; 0: never
@@ -125,7 +125,7 @@ def fit(
         schedule.load_state_dict(state["schedule"])
         losses, checked, best = state["losses"], state["checked"], state["best"]
     model.train()
-    mixed, unknown = settings.precision == "bfloat16", _unknown(y)
+    unknown = _unknown(y)
     bar = tqdm(range(len(losses), settings.epochs), initial=len(losses), total=settings.epochs, disable=not progress)
     for epoch in bar:
         if settings.patience and len(checked) - 1 - int(np.argmin(checked or [0])) >= settings.patience:
@@ -138,7 +138,7 @@ def fit(
             batches.pop()  # batch normalization needs two
         for batch in batches:
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(where.type, torch.bfloat16, enabled=mixed):
+            with _arithmetic(where, settings):
                 inputs = X[batch] if augment is None else augment(X[batch], generator)
                 prediction = model(inputs)
             residual = prediction.float() - (inputs if y is None else y[batch])
@@ -152,7 +152,7 @@ def fit(
             remedy = "Lower the learning rate, or look for NaN in the data."
             raise EcdError(f"epoch {epoch}", "the loss is not finite", remedy)
         if validation is not None:
-            checked.append(_loss(model, *validation, settings.batch_size))
+            checked.append(_loss(model, *validation, settings))
             if checked[-1] == min(checked):
                 best = {key: value.clone() for key, value in model.state_dict().items()}
         bar.set_postfix({"loss": f"{losses[-1]:.3g}"} | ({"validation": f"{checked[-1]:.3g}"} if checked else {}))
@@ -167,6 +167,11 @@ def fit(
         model.load_state_dict(best)
     model.eval()
     return Losses(losses, checked)
+
+
+def _arithmetic(where: torch.device, settings: TrainingSettings) -> torch.autocast:
+    """The arithmetic of the forward pass, the same in training and in prediction."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
 
 def _digest(*inputs: Inputs | None) -> str:
@@ -188,12 +193,14 @@ def _known(error: Tensor, unknown: Tensor | None, batch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, X: Inputs, y: Tensor | None, batch_size: int) -> float:
+def _loss(model: nn.Module, X: Inputs, y: Tensor | None, settings: TrainingSettings) -> float:
     """Mean squared error in evaluation mode."""
     model.eval()
-    total, unknown = 0.0, _unknown(y)
-    for batch in torch.arange(len(X), device=next(model.parameters()).device).split(batch_size):
-        error = model(X[batch]).float() - (X[batch] if y is None else y[batch])
+    total, unknown, where = 0.0, _unknown(y), next(model.parameters()).device
+    for batch in torch.arange(len(X), device=where).split(settings.batch_size):
+        with _arithmetic(where, settings):
+            prediction = model(X[batch])
+        error = prediction.float() - (X[batch] if y is None else y[batch])
         total += float(_known(error, unknown, batch).square().mean()) * len(batch)
     model.train()
     return total / len(X)
@@ -292,8 +299,8 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         """Predictions in the unit of the target: ``(n,)``, or ``(n, targets)`` for several."""
         where = next(self.module_.parameters()).device
         inputs = _as_inputs(X)
-        with torch.no_grad():
+        with torch.no_grad(), _arithmetic(where, self.settings):
             batches = torch.arange(len(inputs)).tensor_split(max(1, len(inputs) // 64))
-            parts = [self.module_(inputs[batch].to(where)).cpu().numpy() for batch in batches]
+            parts = [self.module_(inputs[batch].to(where)).float().cpu().numpy() for batch in batches]
         scaled: Any = np.concatenate(parts).astype(np.float64) * self.scale_ + self.mean_
         return scaled[:, 0] if scaled.shape[1] == 1 else scaled
