@@ -1,7 +1,8 @@
 """Two numbers for each of VASP's standard PBE potentials, from densities that ChargE3Net predicts for bundled crystals.
 
 Needs ``pip install "ecdlib[charge3net]"``; about 20 s of one core for each of some 150 crystals. Resumable: one
-file for each crystal in the cache folder::
+file for each crystal in the cache folder, and what ``data/valence/vasp_pbe.h5`` holds already is not predicted again
+(delete that file to do so)::
 
     python data/make/vasp_pbe.py _build/vasp_pbe
 
@@ -29,7 +30,7 @@ from ecdlib.base.resources import data_folder
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.charge3net import CONVENTION, potentials, predict_density
 from ecdlib.density.core import ChargeDensity
-from ecdlib.density.store import load_densities, load_density, voxel_orbits, write_store
+from ecdlib.density.store import DensityStore, load_densities, load_density, voxel_orbits, write_store
 from ecdlib.density.valence import normal_equations, solve
 
 PASSES = 3  # crystals of an element that calibrate its potential
@@ -70,11 +71,18 @@ def order(table: pd.DataFrame, passes: int = PASSES) -> list[str]:
     return list(chosen)
 
 
+def shipped() -> DensityStore | None:
+    """The densities of an earlier run."""
+    path = data_folder() / "valence/vasp_pbe.h5"
+    return DensityStore(path) if path.is_file() else None
+
+
 def densities(cache: Path, names: list[str]) -> None:
-    """Predicted densities of crystals, one file each."""
+    """Predicted densities of crystals that an earlier run has not made, one file each."""
+    made = shipped()
     for i, name in enumerate(names):
         path = cache / f"{name}.npz"
-        if path.is_file():
+        if path.is_file() or (made is not None and name in made):
             continue
         began = time.process_time()
         own = load_density(name)
@@ -97,15 +105,20 @@ def held_out() -> set[str]:
 
 
 def read(cache: Path, name: str) -> ChargeDensity:
-    """A density of the cache."""
-    own, known = load_density(name), potentials()
-    with np.load(cache / f"{name}.npz", allow_pickle=False) as z:
-        values, grid = z["values"], tuple(map(int, z["grid"]))
-    found = own.symmetry(1e-3)
-    orbit = voxel_orbits(found.rotations, found.translations, grid)[0]
+    """A density of the cache, or else of an earlier run."""
+    own, known, path = load_density(name), potentials(), cache / f"{name}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as z:
+            values, grid = z["values"], tuple(map(int, z["grid"]))
+        found = own.symmetry(1e-3)
+        values = values[voxel_orbits(found.rotations, found.translations, grid)[0]].reshape(grid)
+    else:
+        made = shipped()
+        assert made is not None
+        values = made[name].values
     elements = dict.fromkeys(own.species)
     return ChargeDensity(
-        values[orbit].reshape(grid),
+        values,
         own.lattice,
         own.species,
         own.positions,
@@ -149,7 +162,8 @@ def numbers(cache: Path, names: list[str]) -> pd.DataFrame:
 def write_outputs(cache: Path, fitted: list[str], tested: list[str], out: Path) -> None:
     """Write the store of densities, the list of its crystals and the table of potentials."""
     names = sorted(fitted + tested)
-    write_store(out / "vasp_pbe.h5", (read(cache, n) for n in names), method=METHOD)
+    found = [read(cache, n) for n in names]  # all of them before what an earlier run made is written over
+    write_store(out / "vasp_pbe.h5", found, method=METHOD)
     with atomic_write(out / "vasp_crystals.csv") as temporary:
         pd.DataFrame({"name": names, "held_out": [n in tested for n in names]}).to_csv(temporary, index=False)
     with atomic_write(out / "vasp_pbe.csv") as temporary:
