@@ -1,10 +1,9 @@
-"""Reduce the elastic tensors of a foundation potential to what models take from them: data/potential/sevennet_l3i5.npz.
+"""Elastic tensors by the foundation potential SevenNet-l3i5, as data/potential/sevennet_l3i5.npz holds them.
 
-    python data/make/potential.py TENSORS.npz mp_structures.json.xz OUT.npz
+    python data/make/potential.py STRUCTURES.json.xz OUT.npz
 
-TENSORS.npz holds ``name``, ``C0`` and ``C`` (clamped and relaxed, GPa), ``stress`` (GPa), ``eig`` (eV/Å²) and ``x`` of
-cells as ``spglib.find_primitive`` gives them (symprec 0.01). The tensors are turned into the IEEE frame of the crystal
-(IEEE Standard on Piezoelectricity, 176-1987, as pymatgen implements it) and kept in half precision.
+STRUCTURES.json.xz is a file like data/mp_structures.json.xz. Crystals that the potential cannot be asked about are
+named and left out. A run that was cut off resumes. Needs the extra ``potential``; numbers are kept in half precision.
 """
 
 from __future__ import annotations
@@ -12,44 +11,59 @@ from __future__ import annotations
 import json
 import lzma
 import sys
-import warnings
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import spglib
-from pymatgen.analysis.elasticity import ElasticTensor
-from pymatgen.core import Element, Structure
+from pymatgen.core import Structure
+from tqdm import tqdm
 
-from ecdlib.features.potential import TRIANGLE
+from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.pieces import in_pieces
+from ecdlib.base.resources import sha256
+from ecdlib.features.potential import TRIANGLE, PotentialTensors
+from ecdlib.features.sevennet import check_crystal, potential_tensors
+
+CHUNK = 50
 
 
-def main(tensors: str, structures: str, out: str) -> None:
-    """Write the reduced file."""
-    warnings.simplefilter("ignore")
-    with lzma.open(structures, "rt") as f:
-        crystals = json.load(f)
-    with np.load(tensors) as z:
-        rows = {name: z[name] for name in z.files}
-    turned: dict[str, list[np.ndarray]] = {"C0": [], "C": []}
-    for i, name in enumerate(rows["name"]):
-        crystal = crystals[str(name)]
-        given = crystal["lattice"], crystal["frac_coords"], [Element(e).Z for e in crystal["species"]]
-        lattice, positions, numbers = spglib.find_primitive(given, symprec=1e-2) or given
-        cell = Structure(lattice, [Element.from_Z(int(n)) for n in numbers], positions)
-        rotation = ElasticTensor.get_ieee_rotation(cell)
-        for key, found in turned.items():
-            tensor = ElasticTensor.from_voigt(rows[key][i].astype(float))
-            found.append(tensor.rotate(rotation, tol=1e-2).voigt[TRIANGLE])
-        if i % 500 == 0:
-            print(i, "of", len(rows["name"]), flush=True)
-    half = {
-        "clamped": np.array(turned["C0"]),
-        "relaxed": np.array(turned["C"]),
-        "stress": rows["stress"],
-        "softest": rows["eig"],
-        "atomic": rows["x"],
-    }
-    np.savez_compressed(out, name=rows["name"], **{key: v.astype(np.float16) for key, v in half.items()})
+def halved(found: PotentialTensors) -> dict[str, Any]:
+    """Arrays as they are stored: the distinct elements of each tensor, all in half precision."""
+    tensors = {name: getattr(found, name)[:, *TRIANGLE] for name in ("clamped", "relaxed")}
+    others = {name: getattr(found, name) for name in ("stress", "softest", "atomic")}
+    return {"name": found.names} | {name: x.astype(np.float16) for name, x in (tensors | others).items()}
+
+
+def usable(name: str, structure: Structure) -> bool:
+    """Whether the potential can be asked; if not, says why."""
+    try:
+        check_crystal(structure, name)
+    except EcdError as error:
+        tqdm.write(str(error))
+        return False
+    return True
+
+
+def main(source: Path, out: Path) -> None:
+    """Compute what is missing and write the file."""
+    with lzma.open(source, "rt") as f:
+        given = {name: Structure(e["lattice"], e["species"], e["frac_coords"]) for name, e in json.load(f).items()}
+    crystals = [(name, s) for name, s in tqdm(given.items(), "Reading") if usable(name, s)]
+    with in_pieces(out, "potential", {"structures": sha256(source)}) as pieces:
+        for start in tqdm(range(0, len(crystals), CHUNK), "Pieces"):
+            if (piece := f"{start:06d}") in pieces:
+                continue
+            began = time.monotonic()
+            names, structures = zip(*crystals[start : start + CHUNK], strict=True)
+            pieces.save(piece, halved(potential_tensors(structures, names, progress=False)), time.monotonic() - began)
+        parts = [pieces.load(piece) for piece in pieces.names]
+        with atomic_write(out) as temporary:
+            np.savez_compressed(temporary, **{key: np.concatenate([p[key] for p in parts]) for key in parts[0]})
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except EcdError as error:
+        sys.exit(str(error))

@@ -1,9 +1,10 @@
 """Two numbers for each of VASP's standard PBE potentials, from densities that ChargE3Net predicts for bundled crystals.
 
 Needs ``pip install "ecdlib[charge3net]"``; about 20 s of one core for each of some 150 crystals. Resumable: one
-file for each crystal in the cache folder::
+file for each crystal in the cache folder, and what ``data/valence/vasp_pbe.h5`` holds already is not predicted again
+(delete that file to do so)::
 
-    python data/make/vasp_pbe.py _build/vasp_pbe
+    python data/make/vasp_pbe.py _build/vasp_pbe [held-out crystals, the cheapest first: 80]
 
 ChargE3Net (T. Koker et al., npj Comput. Mater. 10, 161 (2024)) with the weights that pydemi ships (S. K. Maurya, CMS
 Lab, IIT Kanpur, MIT licence) stands for VASP: it was fine-tuned on VASP densities of 6,059 crystals, nearly all of
@@ -29,7 +30,7 @@ from ecdlib.base.resources import data_folder
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.charge3net import CONVENTION, potentials, predict_density
 from ecdlib.density.core import ChargeDensity
-from ecdlib.density.store import load_densities, load_density, voxel_orbits, write_store
+from ecdlib.density.store import DensityStore, load_densities, load_density, voxel_orbits, write_store
 from ecdlib.density.valence import normal_equations, solve
 
 PASSES = 3  # crystals of an element that calibrate its potential
@@ -70,11 +71,18 @@ def order(table: pd.DataFrame, passes: int = PASSES) -> list[str]:
     return list(chosen)
 
 
+def shipped() -> DensityStore | None:
+    """The densities of an earlier run."""
+    path = data_folder() / "valence/vasp_pbe.h5"
+    return DensityStore(path) if path.is_file() else None
+
+
 def densities(cache: Path, names: list[str]) -> None:
-    """Predicted densities of crystals, one file each."""
+    """Predicted densities of crystals that an earlier run has not made, one file each."""
+    made = shipped()
     for i, name in enumerate(names):
         path = cache / f"{name}.npz"
-        if path.is_file():
+        if path.is_file() or (made is not None and name in made):
             continue
         began = time.process_time()
         own = load_density(name)
@@ -97,15 +105,20 @@ def held_out() -> set[str]:
 
 
 def read(cache: Path, name: str) -> ChargeDensity:
-    """A density of the cache."""
-    own, known = load_density(name), potentials()
-    with np.load(cache / f"{name}.npz", allow_pickle=False) as z:
-        values, grid = z["values"], tuple(map(int, z["grid"]))
-    found = own.symmetry(1e-3)
-    orbit = voxel_orbits(found.rotations, found.translations, grid)[0]
+    """A density of the cache, or else of an earlier run."""
+    own, known, path = load_density(name), potentials(), cache / f"{name}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as z:
+            values, grid = z["values"], tuple(map(int, z["grid"]))
+        found = own.symmetry(1e-3)
+        values = values[voxel_orbits(found.rotations, found.translations, grid)[0]].reshape(grid)
+    else:
+        made = shipped()
+        assert made is not None
+        values = made[name].values
     elements = dict.fromkeys(own.species)
     return ChargeDensity(
-        values[orbit].reshape(grid),
+        values,
         own.lattice,
         own.species,
         own.positions,
@@ -116,44 +129,44 @@ def read(cache: Path, name: str) -> ChargeDensity:
     )
 
 
-def numbers(cache: Path, names: list[str]) -> pd.DataFrame:
-    """The table of VASP's potentials: two numbers fitted to some crystals.
+def tables(cache: Path, fitted: list[str], tested: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of VASP's potentials, two numbers each, and the list of crystals.
 
-    Also how far the densities of an element's crystals are apart by whole shells, and with numbers that are fitted to
-    all crystals but the one at hand (root mean square, %; no number where an element has one crystal).
+    Both say how far VASP's and our densities are apart, in %: by whole shells, and with numbers that are fitted to
+    other crystals (no number where an element is in none of them). For a potential that is the root mean square over
+    the crystals that it is fitted to.
     """
-    known, equations = potentials(), {}
-    for name in names:
+    known = potentials()
+    equations = {}
+    for name in fitted + tested:
         density = read(cache, name)
         equations[name] = normal_equations(density, load_density(name), list(dict.fromkeys(density.species)))
-    left_out = {
-        name: one.apart(found) if set(one.elements) <= set(found) else np.nan
-        for name, one in equations.items()
-        for found in [solve([other for other in equations.values() if other is not one])]
-    }
+    found = solve([equations[name] for name in fitted])
+    apart = {}
+    for name, one in equations.items():
+        others = found if name in tested else solve([equations[n] for n in fitted if n != name])
+        left_out = one.apart(others) if set(one.elements) <= set(others) else np.nan
+        apart[name] = {"shells_apart": 100 * np.sqrt(one.missing), "left_out_apart": 100 * left_out}
+    crystals = pd.DataFrame(apart).T.round(3)
     rows = []
-    for element, (a, b) in solve(list(equations.values())).items():
-        mine = [n for n in names if element in equations[n].elements]
-        rms = {
-            "shells_apart": np.sqrt(np.mean([equations[n].missing for n in mine])),
-            "left_out_apart": np.sqrt(np.nanmean(np.square([left_out[n] for n in mine]))),
-        }
+    for element, (a, b) in found.items():
+        mine = [n for n in fitted if element in equations[n].elements]
         rows.append(
             {"element": element, "title": known[element][0], "electrons": known[element][1], "a": a, "b": b}
-            | {key: round(100 * float(value), 3) for key, value in rms.items()}
+            | np.sqrt((pd.DataFrame(apart).T.loc[mine] ** 2).mean()).round(3).to_dict()
             | {"crystals": " ".join(mine)}
         )
-    return pd.DataFrame(rows).set_index("element")
+    crystals.insert(0, "held_out", crystals.index.isin(tested))
+    return pd.DataFrame(rows).set_index("element"), crystals.rename_axis("name").sort_index()
 
 
 def write_outputs(cache: Path, fitted: list[str], tested: list[str], out: Path) -> None:
     """Write the store of densities, the list of its crystals and the table of potentials."""
-    names = sorted(fitted + tested)
-    write_store(out / "vasp_pbe.h5", (read(cache, n) for n in names), method=METHOD)
-    with atomic_write(out / "vasp_crystals.csv") as temporary:
-        pd.DataFrame({"name": names, "held_out": [n in tested for n in names]}).to_csv(temporary, index=False)
-    with atomic_write(out / "vasp_pbe.csv") as temporary:
-        numbers(cache, fitted).to_csv(temporary)
+    found = [read(cache, n) for n in sorted(fitted + tested)]  # before those of an earlier run are written over
+    write_store(out / "vasp_pbe.h5", found, method=METHOD)
+    for name, table in zip(("vasp_pbe.csv", "vasp_crystals.csv"), tables(cache, fitted, tested), strict=True):
+        with atomic_write(out / name) as temporary:
+            table.to_csv(temporary)
 
 
 if __name__ == "__main__":
@@ -162,6 +175,6 @@ if __name__ == "__main__":
     crystals, unseen = bundled(), held_out()
     is_test = crystals.index.isin(unseen)
     fitted = order(crystals[~is_test])
-    tested = list(crystals[is_test].sort_values("cost").index[:TESTS])
+    tested = list(crystals[is_test].sort_values("cost").index[: int(sys.argv[2]) if len(sys.argv) > 2 else TESTS])
     densities(folder, fitted + tested)
     write_outputs(folder, fitted, tested, data_folder() / "valence")

@@ -44,8 +44,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 def vasp_crystals() -> pd.DataFrame:
     """Crystals with a density in VASP's convention, by name.
 
-    Columns: held_out (from the network's training and from the fit), kind (see :func:`kind`), other_valence (whether
-    VASP's potential of some element has another valence than ours).
+    Columns: held_out (from the network's training and from the fit), shells_apart and left_out_apart (%, how far VASP's
+    and our densities are apart by whole shells, and with numbers from other crystals), kind (see :func:`kind`),
+    other_valence (whether VASP's potential of some element has another valence than ours).
     """
     table = pd.read_csv(data_file("valence/vasp_crystals.csv"), index_col="name")
     valence = {str(e): int(n) for e, n in vasp_pbe()["electrons"].items()}
@@ -134,3 +135,13 @@ def vasp_movement(predictors: Sequence[Predictor], names: Sequence[str]) -> pd.D
                 values[2] = np.nan
             rows.append((name, p.target, *values))
     return pd.DataFrame(rows, columns=["crystal", "property", "own", "shells", "calibrated"])
+
+
+@read_once
+def shipped_movement() -> pd.DataFrame:
+    """What :func:`vasp_movement` finds for all of :func:`vasp_crystals`, made by ``data/make/vasp_movement.py``.
+
+    Returns:
+        Its columns, and ``model``: the name of a shipped one.
+    """
+    return pd.read_csv(data_file("valence/vasp_movement.csv"))

@@ -1,6 +1,6 @@
 """Labels, split and predictions of pydemi 0.2.0, with the digits that matter: data/pydemi/targets.csv.xz.
 
-python data/make/pydemi.py TARGETS.csv.xz OUT.csv.xz
+python data/make/pydemi_targets.py TARGETS.csv.xz OUT.csv.xz
 """
 
 from __future__ import annotations
