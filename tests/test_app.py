@@ -114,7 +114,7 @@ def test_every_format_is_read(suffix: str, tmp_path: Path) -> None:
 def test_a_structure_is_enough(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     folder.mkdir()
-    rutile = load_structures()["TiO2_136"]
+    rutile = load_structures()["GeO2_136"]
     text = rutile.to(fmt="cif" if "cif" in name.lower() else "poscar").encode()
     content = gzip.compress(text) if name.endswith("gz") else text
     crystal = app.read_upload(name, content, folder)
@@ -128,7 +128,7 @@ def test_a_structure_is_enough(name: str, tmp_path: Path) -> None:
     assert found["bulk modulus"]["file"] == source.shown == app.safe_name(name)
     assert found["bulk modulus"]["low"] < found["bulk modulus"]["value"] < found["bulk modulus"]["high"]
     assert finding.nearest is not None
-    assert finding.nearest.index[0] == "TiO2_136"
+    assert finding.nearest.index[0] == "GeO2_136"
     assert finding.nearest.iloc[0] < 0.1 < finding.nearest.iloc[1]
     what, first, _ = app.draw_source(source, folder)
     assert (what, len(first.data) > 0) == ("density of superposed free atoms", True)
@@ -185,7 +185,7 @@ def test_files_that_cannot_be_read_are_answered_in_words(tmp_path: Path, monkeyp
     def broken(_: Any) -> Any:
         raise RuntimeError("inside a parser")
 
-    monkeypatch.setattr(app, "read_density", broken)
+    monkeypatch.setattr(app, "read_crystal", broken)
     assert problem("CHGCAR", text, tmp_path).startswith("CHGCAR: could not be read.")
 
 

@@ -177,7 +177,7 @@ class InputsParameters(Parameters):
 class AnyCrystalParameters(Parameters):
     """All properties of any crystal from its structure: beside pydemi, on Matbench, intervals, new elements."""
 
-    crystal: Labelled = Field("TiO2_136", description="labelled crystal that is answered as an example")
+    crystal: Labelled = Field("GeO2_136", description="labelled crystal that is answered as an example")
 
 
 class FusionDataParameters(Parameters):
