@@ -192,7 +192,7 @@ def structure_records(
     name = model.seen(structure)
     found = model.out_of_fold(name) if name else None
     if found is None:
-        found = model.predict([structure]).iloc[0].unstack()[["value", "low", "high"]]
+        found = model.predict([structure], progress=inputs != "structure").iloc[0].unstack()[["value", "low", "high"]]
     oriented = inputs == "structure+potential" or space_group(structure) >= 195
     records = []
     for target, row in found.iterrows():
