@@ -6,13 +6,14 @@ from pymatgen.core import Lattice, Structure
 from scipy.spatial.transform import Rotation
 
 from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_folder
 from ecdlib.data.structures import read_structure
 from ecdlib.data.tables import load_crystals, load_structures
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import write_chgcar
 from ecdlib.density.store import load_density
-from ecdlib.density.superpose import superpose
-from ecdlib.learn.answer import answer, read_crystal, structure_model
+from ecdlib.density.superpose import structure_of, superpose
+from ecdlib.learn.answer import _left_out, answer, density_share, read_crystal, structure_model
 from ecdlib.learn.any_crystal import from_moduli
 
 NEW = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.1), ["Sc", "Te"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -115,4 +116,28 @@ def test_a_training_crystal_needs_no_potential_to_be_answered_with_it():
     assert {"C11", "C12", "C44"} <= set(both), "the potential's tensor knows the orientation"
     density = answer(load_density("LiH_225"), potential=True)
     models = {r["property"]: r["model"] for r in density.records}
-    assert models["total energy"] != models["bulk modulus"] == "crystal-potential"
+    assert models["total energy"] == "density-gpr-portable"
+    assert models["bulk modulus"] == "crystal-potential and density-gpr-portable"
+
+
+@pytest.mark.parametrize("inputs", ["structure", "structure+potential"])
+def test_density_and_structure_together_are_better_than_either(inputs):
+    density, structure = _left_out(inputs)
+    share, width = density_share(inputs)
+    value = share * density["value"] + (1 - share) * structure["value"]
+    errors = [(v - density["truth"]).abs().mean() for v in (value, density["value"], structure["value"])]
+    assert errors[0] < min(errors[1:])
+    assert 0 < share < 0.5
+    miss = density["truth"] - value
+    bound = width * np.where(miss < 0, structure["value"] - structure["low"], structure["high"] - structure["value"])
+    assert (miss.abs() <= bound).mean() == pytest.approx(0.95, abs=0.005)
+
+
+def test_what_a_conversion_costs_is_in_the_interval_of_the_bulk_modulus():
+    own = read_crystal(data_folder() / "vasp" / "CHGCAR.NaCl.gz")
+    found = next(r for r in answer(own).records if r["property"] == "bulk modulus")
+    assert found["conversion_std"] > 0
+    assert "Na 1 to 7" in found["conversion"]
+    width = density_share("structure")[1]
+    alone = next(r for r in answer(structure_of(own)).records if r["property"] == "bulk modulus")
+    assert found["high"] - found["value"] > width * (alone["high"] - alone["value"])
