@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecdlib.base.errors import DAMAGED, STDOUT, EcdError, atomic_write, check_input, check_output, told_as
+from ecdlib.base.extras import missing
+from ecdlib.base.resources import needs_checkout
 from ecdlib.crystals.sources import SOURCES_HELP
 
 if TYPE_CHECKING:
@@ -171,6 +173,7 @@ def run(
     force: Annotated[bool, typer.Option(help="run even if nothing has changed since the last run")] = False,
 ) -> None:
     """Execute one notebook with papermill; the next `ecd book` shows it beside the original."""
+    needs_checkout("ecd run")
     from ecdlib.book.runs import execute
 
     values = _values(notebook, parameter, profile)
@@ -189,6 +192,7 @@ def book(
     solutions: Annotated[bool, typer.Option(help="also pages with the solutions of the exercises")] = False,
 ) -> None:
     """Execute the notebooks and build the HTML book."""
+    needs_checkout("ecd book")
     from ecdlib.book.build import build_book
     from ecdlib.course import pages
 
@@ -198,6 +202,7 @@ def book(
 @app.command()
 def scoreboard(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Every artifact of the papers: reported, ours, tolerance, verdict, provenance."""
+    needs_checkout("ecd scoreboard")
     from collections import Counter
 
     from ecdlib.book.artifacts import show
@@ -724,11 +729,15 @@ def download(
         print(path)
 
 
-course_app = typer.Typer(
-    no_args_is_help=True, context_settings=HELP_NAMES, help="The book as a course: hand out exercises, grade them."
-)
+course_app = typer.Typer(no_args_is_help=True, context_settings=HELP_NAMES)
 app.add_typer(course_app, name="course")
 Folder = Annotated[Path, typer.Option("--folder", help="folder of the course")]
+
+
+@course_app.callback()
+def course() -> None:
+    """The book as a course: hand out exercises, grade them."""
+    needs_checkout("ecd course")
 
 
 class Data(StrEnum):
@@ -824,6 +833,11 @@ def main() -> None:
             raise
         print("ecd: out of memory. Give fewer or smaller files, or --workers 1.", file=sys.stderr)
         raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        if show or (error.name or "").startswith("ecdlib"):
+            raise
+        print(f"ecd: {missing(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except Exception as error:
         if show:
             raise

@@ -58,10 +58,13 @@ def conda() -> dict[str, str]:
 
 
 def direct(*extras: str) -> list[Requirement]:
+    """What the library needs, and its extras with those that they name."""
     groups = PYPROJECT["project"]["optional-dependencies"]
-    lines = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in groups[extra]]
+    lines = [*PYPROJECT["project"]["dependencies"], *(line for extra in extras for line in groups[extra])]
     found = [Requirement(line) for line in lines]
-    return [r for r in found if r.marker is None or r.marker.evaluate({"sys_platform": "linux"})]
+    named = [extra for r in found if r.name == "ecdlib" for extra in r.extras]
+    found = [r for r in found if r.marker is None or r.marker.evaluate({"sys_platform": "linux"})]
+    return [r for r in found if r.name != "ecdlib"] + (direct(*named) if named else [])
 
 
 def test_nothing_imports_what_stands_above_it(capsys):
@@ -168,6 +171,13 @@ def test_every_command_and_option_has_a_help_text():
         assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None) or parameter.name == "help", f"{name} {parameter.name}"
+
+
+def test_the_core_is_small():
+    core = {canonical(r.name) for r in direct()}
+    assert core.isdisjoint({"torch", "dask", "panel", "plotly", "jupyter-book", "pyarrow", "shap", "optuna"})
+    in_extras = {canonical(r.name) for r in direct("course", "download")} - core
+    assert {"torch", "dask", "panel", "plotly", "jupyter-book", "pyarrow", "shap", "optuna"} <= in_extras
 
 
 HEAVY = {"torch", "pymatgen", "pandas", "sklearn", "scipy", "plotly", "matplotlib", "dask", "papermill", "IPython"}

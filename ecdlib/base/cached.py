@@ -1,4 +1,5 @@
-"""Values that are computed once and kept in ``_build/cache`` until something they depend on changes.
+"""Values that are computed once and kept (:func:`ecdlib.base.resources.cache_folder`) until something they depend on
+changes.
 
 A value depends on the source of the function that makes it and of every module of the library reachable from it by
 imports (its *import closure*), on the versions of the packages imported there, on its key, and on the bundled files
@@ -22,12 +23,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from ecdlib.base.errors import DAMAGED, atomic_write
-from ecdlib.base.resources import ROOT, is_unchanged, note_read, recording
+from ecdlib.base.extras import DISTRIBUTIONS
+from ecdlib.base.resources import ROOT, cache_folder, is_unchanged, note_read, recording
 
 #: Where the values are kept.
-CACHE = ROOT / "_build" / "cache"
-#: Names of packages whose import has another name.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image", "xgboost": "xgboost-cpu", "yaml": "PyYAML"}
+CACHE = cache_folder()
 #: What runs a notebook without touching its numbers: parameters count by their values, not by their schemas.
 HARNESS = ("ecdlib.base.settings", "ecdlib.book.runs", "ecdlib.book.parameters")
 
@@ -119,7 +119,7 @@ def cached(name: str, make: Callable[[], Arrays], *key: Any) -> Arrays:
     Of several processes that want the same, one computes and the others wait.
 
     Args:
-        name: of the file in ``_build/cache``.
+        name: of the file in :data:`CACHE`.
         make: its module's import closure is part of what the value depends on.
         key: everything else that it depends on but bundled files; its text (``repr``) counts.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ecdlib.base.resources import ROOT, files_read
+from ecdlib.base.resources import IN_CHECKOUT, ROOT, files_read
 from ecdlib.base.workers import available_cores
 
 #: Packages that compute the book's numbers.
@@ -32,7 +32,8 @@ def library_versions() -> dict[str, str]:
 
 
 def provenance(name: str, parameters: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Commit, bundled files read so far (name and SHA-256, shortened), parameters, versions, device, seconds, date.
+    """Commit (of an installed package its version), bundled files read so far (name and SHA-256, shortened),
+    parameters, versions, device, seconds, date.
 
     Args:
         name: of the notebook or command.
@@ -47,8 +48,9 @@ def provenance(name: str, parameters: Mapping[str, Any], seconds: float) -> dict
             return ""
         return done.stdout.strip()
 
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    if git("status", "--porcelain", "--", "ecdlib", "notebooks", "data", "book/artifacts.csv"):
+    commit = git("rev-parse", "--short=12", "HEAD") if IN_CHECKOUT else f"ecdlib {version('ecdlib')}"
+    commit = commit or "unknown"
+    if IN_CHECKOUT and git("status", "--porcelain", "--", "ecdlib", "notebooks", "data", "book/artifacts.csv"):
         commit += " + uncommitted changes"
     return {
         "notebook": name,

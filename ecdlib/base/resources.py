@@ -1,5 +1,8 @@
 """The files that ship with the project, each checked against its hash, and the record of which ones were read.
 
+They lie in ``$ECDLIB_DATA``, else in ``data/`` of the checkout. An installed package brings models and small tables
+along; the rest is fetched from :func:`data_address` when it is first needed, and kept in :func:`cache_folder`.
+
 What is read through :func:`data_file` is noted, so that a cached value and a provenance name exactly the data they
 depend on (:func:`recording`, :func:`files_read`).
 """
@@ -18,8 +21,11 @@ from typing import Any, TypeVar
 
 from ecdlib.base.errors import EcdError
 
-#: Root of the checkout: holds data/, notebooks/ and book/.
+#: Root of the checkout: holds data/, notebooks/ and book/. Of an installed package: the folder that it lies in.
 ROOT = Path(__file__).resolve().parents[2]
+IN_CHECKOUT = (ROOT / "data" / "manifest.json").is_file()
+#: What an installed package brings along; its file ``address.txt``, of a released one, says where the rest is.
+PACKAGED = ROOT / "ecdlib" / "_data"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,8 +33,33 @@ _recorders: list[dict[str, str]] = [{}]  # the first is the process's own
 
 
 def data_folder() -> Path:
-    """Folder of the bundled data: ``$ECDLIB_DATA`` or ``data/`` of the checkout."""
-    return Path(os.environ.get("ECDLIB_DATA", ROOT / "data"))
+    """Folder of the bundled data: ``$ECDLIB_DATA``, ``data/`` of the checkout, or that of the installed package."""
+    return Path(os.environ.get("ECDLIB_DATA") or (ROOT / "data" if IN_CHECKOUT else PACKAGED))
+
+
+def cache_folder() -> Path:
+    """``_build/cache`` of the checkout, or the platform's cache folder of the installed package."""
+    if IN_CHECKOUT:
+        return ROOT / "_build" / "cache"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ecdlib", appauthor=False)
+
+
+def data_address() -> str:
+    """Where a copy of ``data/`` is served: ``$ECDLIB_DATA_URL``, else that of the release; empty if there is none."""
+    file = PACKAGED / "address.txt"
+    return os.environ.get("ECDLIB_DATA_URL") or (file.read_text().strip() if file.is_file() else "")
+
+
+def needs_checkout(what: str) -> None:
+    """Refuse what needs notebooks and pages.
+
+    Raises:
+        EcdError: the package is installed away from a clone of the repository.
+    """
+    if not IN_CHECKOUT:
+        raise EcdError(what, "needs the notebooks and pages", "Work in a clone of the repository, after `make env`.")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -75,6 +106,8 @@ def data_file(name: str) -> Path:
     remedy = "Restore it with: git checkout -- data"
     if name not in manifest:
         raise EcdError(path, "is not among the bundled files", f"Known: {', '.join(sorted(manifest))}.")
+    if not path.is_file() and data_folder() == PACKAGED:
+        path = _fetched(name, manifest[name]["sha256"])
     if not path.is_file():
         raise EcdError(path, "is missing", remedy)
     stat = path.stat()
@@ -89,6 +122,25 @@ def data_file(name: str) -> Path:
         )
     note_read({name: found})
     return path
+
+
+def _fetched(name: str, digest: str) -> Path:
+    """The file in the cache, fetched if it is not there or has changed."""
+    address, remedy = data_address(), "Or set ECDLIB_DATA to the folder data/ of a clone."
+    if not address:
+        raise EcdError(
+            name, "does not come with the package", f"Set ECDLIB_DATA_URL to where data/ is served. {remedy}"
+        )
+    import pooch
+
+    own = cache_folder() / "data" / name
+    try:
+        return Path(pooch.retrieve(f"{address.rstrip('/')}/{name}", f"sha256:{digest}", own.name, own.parent))
+    except (OSError, ValueError) as error:  # of the network, and a wrong hash
+        what = " ".join(str(error).split())[:200]
+        raise EcdError(
+            name, f"could not be fetched ({what})", f"Check the network and ECDLIB_DATA_URL. {remedy}"
+        ) from error
 
 
 def bundled_in(folder: str) -> list[str]:

@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -30,8 +32,17 @@ def _check_workers(workers: int) -> None:
         raise EcdError(f"--workers {workers}", "at least one is needed", "Leave the option out: one for each core.")
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """One thread of numbers, and an end with the process that started this one, however that ends."""
     os.environ.update(ONE_THREAD)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _recorded(work: Callable[..., Result], *arguments: Any) -> tuple[Result, dict[str, str]]:
@@ -58,7 +69,7 @@ def in_processes(
     if workers == 1 or len(calls) < 2:
         yield from ((i, work(*call)) for i, call in enumerate(calls))
         return
-    pool = ProcessPoolExecutor(min(workers, len(calls)), multiprocessing.get_context("spawn"), _one_thread)
+    pool = ProcessPoolExecutor(min(workers, len(calls)), multiprocessing.get_context("spawn"), _begin_worker)
     try:
         running = {pool.submit(_recorded, work, *call): i for i, call in enumerate(calls)}
         for future in as_completed(running):
@@ -85,18 +96,16 @@ def map_chunks(
     if workers == 1 and scheduler is None:
         yield from (work(chunk, *arguments) for chunk in chunks)
         return
+    if scheduler is None:
+        yield from _on_processes(work, chunks, arguments, workers)
+        return
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
     from distributed import as_completed as completed
 
-    dask.config.set(
-        {"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.nanny.pre-spawn-environ": ONE_THREAD}
-    )
-    cluster = None
-    if scheduler is None:
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
+    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"})
     try:
-        client = Client(cluster if cluster is not None else scheduler, timeout="10s")
+        client = Client(scheduler, timeout="10s")
     except (OSError, ValueError) as error:
         raise EcdError(
             scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`, or leave the option out."
@@ -104,8 +113,8 @@ def map_chunks(
     try:
         waiting = iter(chunks)
         window = max(3 * len(client.scheduler_info(n_workers=-1)["workers"]), 3)
-        first = [chunk for _, chunk in zip(range(window), waiting, strict=False)]
-        running = completed([client.submit(_recorded, work, chunk, *arguments, pure=False) for chunk in first])
+        first = [client.submit(_recorded, work, c, *arguments, pure=False) for c in islice(waiting, window)]
+        running = completed(first)
         for future in running:
             yield _noted(future.result())
             future.release()
@@ -114,8 +123,30 @@ def map_chunks(
                 break
     finally:
         client.close()
-        if cluster is not None:
-            cluster.close()
+
+
+def _on_processes(
+    work: Callable[..., Result], chunks: Iterable[Any], arguments: tuple[Any, ...], workers: int
+) -> Iterator[Result]:
+    """:func:`map_chunks` on fresh processes of this machine."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    waiting = iter(chunks)
+
+    def submitted(n: int) -> set[Future[Any]]:
+        return {pool.submit(_recorded, work, chunk, *arguments) for chunk in islice(waiting, n)}
+
+    try:
+        running = submitted(3 * workers)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield _noted(future.result())
+            running |= submitted(len(done))
+    except BrokenProcessPool as error:
+        what = "a process has died, probably for lack of memory"
+        raise EcdError("workers", what, "Give fewer --workers; the same command resumes.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Bounded:

@@ -38,7 +38,7 @@ JARVIS_INDEX = "jarvis-raw-files.zip"
 CHGCARS_URL = "https://materialsproject-parsed.s3.amazonaws.com/chgcars"  # the bucket that mp-api reads
 TOO_LARGE = 2_000_000_000  # bytes of an unpacked density of the Materials Project
 TIMEOUT = 60  # seconds without an answer
-EXTRA = "Install it: pip install -e '.[download]'"
+EXTRA = "Install it: pip install 'ecdlib[download]'"
 AGAIN = "Check the connection and the proxy, then run the same command again: what was fetched is kept."
 
 
