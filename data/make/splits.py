@@ -32,7 +32,7 @@ if __name__ == "__main__":
     elif which == "published":
         run_split(RESULTS / "published_split.csv", "published", PUBLISHED)
     elif which == "5-fold":
-        run_split(RESULTS / "five_fold.csv", "5-fold", PUBLISHED[:2])
+        run_split(RESULTS / "five_fold.csv", "5-fold", PUBLISHED[:2], (*PUBLISHED[:2], "debye_temperature"))
     elif which == "matbench":
         matbench(RESULTS / "matbench_folds.csv")
     elif which == "held-out":

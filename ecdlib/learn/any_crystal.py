@@ -404,7 +404,13 @@ def divided(split: Split) -> tuple[pd.DataFrame, list[tuple[NDArray[Any], NDArra
     return labels, [(names[fold != k], names[fold == k]) for k in range(1, fold.max() + 1)]
 
 
-def run_split(out: Path, split: Split = "pydemi", targets: Sequence[str] = tuple(LEARNABLE), **settings: Any) -> None:
+def run_split(
+    out: Path,
+    split: Split = "pydemi",
+    targets: Sequence[str] = tuple(LEARNABLE),
+    kept: Sequence[str] = (),
+    **settings: Any,
+) -> None:
     """Train on the training crystals of a split, predict its test crystals; resumable.
 
     Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
@@ -415,6 +421,7 @@ def run_split(out: Path, split: Split = "pydemi", targets: Sequence[str] = tuple
     Args:
         split: see :func:`divided`.
         targets: what is learned.
+        kept: properties that are written; by default all that follow.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
     labels, folds = divided(split)
@@ -433,6 +440,8 @@ def run_split(out: Path, split: Split = "pydemi", targets: Sequence[str] = tuple
             tables.append(table)
             notes.append(note)
         rows, inner = pd.concat(tables), notes[0]
+        if kept:
+            rows = rows[rows["property"].isin(list(kept))]
         rows.insert(0, "material_id", material.loc[rows.pop("name")].to_numpy())
         told: dict[str, Any] = {"inner": {}, "runs": []}
         if out.is_file():
