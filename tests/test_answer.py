@@ -13,6 +13,7 @@ from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import write_chgcar
 from ecdlib.density.store import load_density
 from ecdlib.density.superpose import structure_of, superpose
+from ecdlib.features import sevennet
 from ecdlib.learn.answer import _left_out, answer, density_share, read_crystal, structure_model
 from ecdlib.learn.any_crystal import from_moduli
 
@@ -141,3 +142,19 @@ def test_what_a_conversion_costs_is_in_the_interval_of_the_bulk_modulus():
     width = density_share("structure")[1]
     alone = next(r for r in answer(structure_of(own)).records if r["property"] == "bulk modulus")
     assert found["high"] - found["value"] > width * (alone["high"] - alone["value"])
+
+
+def test_a_potential_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    sevennet._potential.cache_clear()
+    with pytest.raises(EcdError, match=r'sevennet: needs sevenn. pip install "ecdlib\[potential\]"'):
+        answer(NEW, potential=True)
+
+
+@pytest.mark.slow
+def test_a_new_crystal_with_its_tensor():
+    pytest.importorskip("sevenn", reason="the extra [potential] is not installed")
+    alone, both = (values(answer(NEW, potential=p).records) for p in (False, True))
+    assert both["bulk modulus"] == pytest.approx(alone["bulk modulus"], rel=0.5)
+    assert both["bulk modulus"] != alone["bulk modulus"]
+    assert both["C11"] > both["C12"]
