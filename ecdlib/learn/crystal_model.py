@@ -346,7 +346,7 @@ class CrystalModel:
             EcdError: an element without form factors, or one that the potential does not know; a package that the
                 potential needs and that is not installed.
         """
-        prepared = [self.prepare(s) for s in tqdm(structures, "Features", disable=not progress)]
+        prepared = [self.prepare(s) for s in tqdm(structures, "Features", disable=not progress or len(structures) == 1)]
         found = self._found(prepared, wanted := list(targets or self.targets), progress)
         return pd.concat({t: pd.DataFrame(found[t], columns=ENDS) for t in wanted if t in found}, axis=1)
 
