@@ -375,7 +375,9 @@ class FusionModel:
     def _model(self, target: str) -> Any:
         part = self._part(target)
         if "trees" in part:
-            return load_trees(part["trees"].tobytes().decode(), trusted=Path(self.source).is_relative_to(data_folder()))
+            trusted = Path(self.source).is_relative_to(data_folder())
+            features = self.scaler.transform(self.scaler.mean[None]).shape[1]
+            return load_trees(part["trees"].tobytes().decode(), features, trusted)
         import torch
 
         network = make_model(self.parameters, self.meta["density_features"]).network(self.meta["features"])
