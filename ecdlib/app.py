@@ -56,8 +56,8 @@ SECONDS = 120  #: that the computation for one file and model may take
 MEMORY = 4 * 2**30  #: bytes that it may need
 PRELOAD = ("ecdlib.app", "ecdlib.book.plotting", "ecdlib.learn.fusion", "torch", "lightgbm", "plotly.graph_objects")
 CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
-MODELS = {
-    AUTO: "what you give decides; a structure is enough: all properties, with 95 % intervals",
+MODEL_HELP = {
+    AUTO: "chosen to fit the input; a structure is enough: all properties, with 95 % intervals",
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
     "fusion-attention": "a network with attention on the same inputs, for the same properties",
     "density-gpr-portable": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
@@ -480,7 +480,7 @@ class PredictTab:
         self.crystals = pn.widgets.MultiChoice(
             options=names, max_items=10, search_option_limit=30, option_limit=30, placeholder="Type a name: NaCl_225"
         )
-        options = {f"{name}: {text}": name for name, text in MODELS.items()}
+        options = {f"{name}: {text}": name for name, text in MODEL_HELP.items()}
         self.model = pn.widgets.RadioBoxGroup(options=options, value=AUTO)
         self.valence = pn.widgets.TextInput(
             label="Valence electrons of your potentials, if the file does not say",

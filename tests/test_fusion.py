@@ -236,7 +236,7 @@ def test_the_cost_of_a_conversion_is_that_of_the_model_itself() -> None:
     other = load_model("fusion-attention").movement("bulk_modulus", relative=True)
     assert not np.allclose(moved["shells"], other["shells"])
     without = {k: v for k, v in model.arrays.items() if not k.startswith("pairs/")}
-    with pytest.raises(EcdError, match="not known what a conversion costs"):
+    with pytest.raises(EcdError, match="what a conversion costs is not known"):
         fusion.FusionModel(without, model.meta, "mine.npz").movement("bulk_modulus")
 
 
@@ -256,7 +256,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.npz").write_bytes(b"no result")
     with pytest.raises(EcdError, match="not a readable result"):
         load_result(tmp_path / "r.npz")
-    with pytest.raises(EcdError, match="is a result of elasticity, not of fusion"):
+    with pytest.raises(EcdError, match="is a result of kind 'elasticity', not 'fusion'"):
         load_result("elasticity/decision-tree", "fusion")
 
 

@@ -18,7 +18,7 @@ CHUNK = 500  #: rows that are held at once
 
 
 def read_path(path: Path) -> Crystals | None:
-    """The crystals of a folder or file; None for a file that is no table and of no known format.
+    """The crystals of a folder or file; None for a file that is neither a table nor of a known format.
 
     A folder: all CIF and POSCAR files in it and below (``*.cif``, ``*.vasp``, ``*.poscar``, ``POSCAR*``,
     ``CONTCAR*``, also ``.gz``); the id is the path in the folder. A table: ``.csv`` or ``.csv.gz`` with a column

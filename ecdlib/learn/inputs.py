@@ -294,7 +294,7 @@ def run_inputs(p: StudyParameters, out: Path, *, name: str = "inputs", progress:
         crystal by a model that has not seen it.
 
     Raises:
-        EcdError: a file of other parameters or sources in the way.
+        EcdError: a file made with other parameters or sources at the same place.
     """
     if done := finished(out, "inputs", p):
         return done

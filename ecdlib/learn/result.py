@@ -124,17 +124,19 @@ def load_result(source: str | os.PathLike[str], kind: str | None = None) -> Resu
     try:
         result = Result.from_arrays(*read_archive(path))
         if result.kind != (kind or result.kind):
-            raise EcdError(path, f"is a result of {result.kind}, not of {kind}", "Give one of the right kind.")
+            raise EcdError(
+                path, f"is a result of kind '{result.kind}', not '{kind}'", "Give a result of the right kind."
+            )
         return result
     except DAMAGED as error:
         raise EcdError(path, "is not a readable result", "Make it with `ecd train`.") from error
 
 
 def finished(out: Path, kind: str, parameters: Parameters) -> Result | None:
-    """What an earlier call with the same parameters has written to ``out``; None if it is still to be made.
+    """What an earlier call with the same parameters wrote to ``out``; None if it has not been made.
 
     Raises:
-        EcdError: a file of another task or of other parameters is in the way.
+        EcdError: a file of another task or with other parameters is already there.
     """
     if not out.is_file():
         return None
