@@ -199,7 +199,7 @@ def test_nearness_of_a_crystal_of_the_database_and_of_a_strange_one(database: La
     assert percentile == 100
     assert "do not rely on the prediction" in app.nearness_text(nearest, percentile)
     middle = pd.Series([1.0], index=["NaCl_225"])
-    assert "as near as" in app.nearness_text(middle, 50)
+    assert "as close as" in app.nearness_text(middle, 50)
     assert "rather far" in app.nearness_text(middle, 90)
 
 
@@ -232,7 +232,7 @@ def test_files_of_one_name_are_told_apart_and_results_kept(tmp_path: Path, monke
     assert list(table) == app.CSV_COLUMNS
     assert table["file"].nunique() == 3
     kept = tab.found["NaCl_225"][1]
-    assert "came twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr-portable")[0]
+    assert "was given twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr-portable")[0]
     assert [source.read(tmp_path).formula for source, _ in tab.found.values()] == ["Li", "NaCl"]
     assert tab.found["NaCl_225"][1] is kept
     text = gzip.decompress(raw).decode()  # what Panel makes of a file that the browser calls text

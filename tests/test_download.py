@@ -182,7 +182,7 @@ def test_jarvis_changed_source_is_reported_not_used(jarvis: Server, tmp_path: Pa
     (path,) = fetch_jarvis("JVASP-1", tmp_path, progress=False)
     path.unlink()
     jarvis.pages["/files/12"] = (200, zipped(CHGCAR=b"other"))
-    with pytest.raises(EcdError, match="sends another file than recorded") as error:
+    with pytest.raises(EcdError, match="sends a file other than the one recorded") as error:
         fetch_jarvis("JVASP-1", tmp_path, progress=False)
     assert "manifest.json" in error.value.remedy
     jarvis.pages["/files/21"] = (200, zipped(CHGCAR=b"other"))  # its md5 stands in the list
@@ -416,7 +416,7 @@ def test_mp_changed_source(project: Server, tmp_path: Path) -> None:
     (path,) = fetch(project, "mp-135", tmp_path)
     path.unlink()
     project.pages["/chgcars/mp-2000.json.gz"] = (200, b"other")
-    with pytest.raises(EcdError, match="sends another file than recorded"):
+    with pytest.raises(EcdError, match="sends a file other than the one recorded"):
         fetch(project, "mp-135", tmp_path)
 
 

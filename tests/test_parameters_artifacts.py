@@ -82,7 +82,7 @@ def test_a_parameter_that_cannot_be_is_named_with_its_meaning(given_values, prob
 
 
 def test_an_unknown_notebook_is_refused_with_the_list_of_known_ones():
-    for call in (schema, describe, title, runs.notebook_path):
+    for call in (schema, parameter_rows, title, runs.notebook_path):
         with pytest.raises(EcdError, match=r"nonsense: no such notebook\. Choose one of: .*features"):
             call("nonsense")
 

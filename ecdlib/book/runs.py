@@ -189,7 +189,7 @@ def _plain(code: str) -> str:
 
 
 def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> str:
-    """Digest of what an executed notebook depends on beside the bundled files that it read."""
+    """Digest of what an executed notebook depends on besides the bundled files that it read."""
     own = (ROOT / getattr(values, name, "") for name in ("file", "table"))  # a user's: content counts, not the name
     parts = [sha256(path) for path in own if path.is_file()]
     parts += [values.model_dump_json(), str(kernel), code_key(nbformat.read(notebook_path(notebook), as_version=4))]

@@ -234,7 +234,7 @@ def make(
     """From the source notebooks: student versions, solutions, and the course in which nbgrader grades.
 
     Writes into ``folder``: ``release/`` (student versions), ``solutions/`` (executed, as notebook and HTML),
-    ``source/``, ``gradebook.db`` and ``nbgrader_config.py``. Submissions and marks that are there are kept.
+    ``source/``, ``gradebook.db`` and ``nbgrader_config.py``. Existing submissions and marks are kept.
 
     Raises:
         EcdError: nbgrader is not installed, a solution fails, or nbgrader refuses a notebook.

@@ -180,7 +180,7 @@ def _restore(nb: NotebookNode, released: NotebookNode) -> list[str]:
     A cell that an editor has split keeps them in its first part; tags, which could keep a test from being run, go.
 
     Returns:
-        Names of cells with marks that are not there.
+        Names of missing cells with marks.
     """
     known = {cell.metadata.nbgrader.grade_id: cell for cell in released.cells if "nbgrader" in cell.metadata}
     names = {cell.get("id"): name for name, cell in known.items()}

@@ -140,7 +140,7 @@ def _file_name(one: str) -> str:
 
 
 def _fetch_each(ids: list[str], fetch: Callable[[str], None], source: str) -> None:
-    """Fetch all that is there; then, if some is not, say which."""
+    """Fetch what exists; then say what does not."""
     failed = {}
     ids = list(dict.fromkeys(ids))
     for one in ids:
@@ -173,7 +173,7 @@ class _Store:
                 ) from error
 
     def verify(self, name: str) -> bool:
-        """Whether the file is there, as recorded; an EcdError if it is there otherwise."""
+        """Whether the file is there as recorded; an EcdError if it differs."""
         path = self.folder / name
         if not path.exists():
             return False

@@ -13,7 +13,7 @@ from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.crystals.candidate import Crystals, Failure, candidate
 from ecdlib.data.structures import is_crystal_file, structure_text
 
-COLUMNS = ("structure", "cif", "poscar")  #: of a table, the first that is there holds the crystals
+COLUMNS = ("structure", "cif", "poscar")  #: of a table; the first one present holds the crystals
 CHUNK = 500  #: rows that are held at once
 
 

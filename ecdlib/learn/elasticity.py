@@ -117,7 +117,7 @@ def official_structures() -> dict[str, Structure]:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is learned: crystals, labels ``(n, targets)`` in their units, and who tests in which fold."""
+    """What is learned: crystals, labels ``(n, targets)`` in their units, and the fold that tests each crystal."""
 
     names: list[str]
     structures: list[Structure]
@@ -255,7 +255,7 @@ def split_scores(result: Result, target: str, role: int = TEST, learned: bool = 
 
 
 def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Who trains the first member, who chooses its epoch, who tests."""
+    """Which crystals train the first member, choose its epoch, and test."""
     from ecdlib.models.torch_regressor import set_aside
 
     role = np.where(tested, TEST, TRAIN).astype(np.int8)

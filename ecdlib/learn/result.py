@@ -1,4 +1,4 @@
-"""The one result file: every prediction of a model on a task, with who trained, who tested, and the provenance."""
+"""The one result file: every prediction of a model on a task, with the role of each crystal and the provenance."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Result:
         return self.targets.index(target)
 
     def tested(self, split: int = 0) -> NDArray[np.bool_]:
-        """``(n,)``: who tests in a split."""
+        """``(n,)``: whether a crystal tests in a split."""
         return self.role[split] == TEST
 
     @property

@@ -101,7 +101,7 @@ def fit(
         augment: changes a batch of inputs in each step, with random numbers from the generator.
 
     Raises:
-        EcdError: a loss that is not finite, or a checkpoint of another model or of other settings.
+        EcdError: a loss that is not finite, or a checkpoint of another model or other settings.
     """
     where = pick_device(device)
     model.to(where)
