@@ -56,8 +56,8 @@ SECONDS = 120  #: that the computation for one file and model may take
 MEMORY = 4 * 2**30  #: bytes that it may need
 PRELOAD = ("ecdlib.app", "ecdlib.book.plotting", "ecdlib.learn.fusion", "torch", "lightgbm", "plotly.graph_objects")
 CHUNK = 5_000_000  #: bytes of one message from the browser: files come in parts, Bokeh's limit (20 MB) need not grow
-MODELS = {
-    AUTO: "what you give decides; a structure is enough: all properties, with 95 % intervals",
+MODEL_HELP = {
+    AUTO: "chosen to fit the input; a structure is enough: all properties, with 95 % intervals",
     "fusion-lightgbm": "trees on the latent and the composition: elastic moduli, energies, Debye temperature",
     "fusion-attention": "a network with attention on the same inputs, for the same properties",
     "density-gpr-portable": "a Gaussian process on the density alone: bulk modulus and total energy of cubic crystals",
@@ -105,7 +105,7 @@ def read_upload(name: str, content: bytes, folder: Path) -> ChargeDensity | Stru
     The content is written into ``folder`` under a name that does not come from the user, and removed again.
 
     Raises:
-        EcdError: too large (also unpacked), damaged, of another format; nothing else is raised.
+        EcdError: too large (also when unpacked), damaged, or of another format; nothing else is raised.
     """
     shown = safe_name(name)
     packed = packing(shown)
@@ -141,7 +141,7 @@ def check_size(files: Mapping[str, bytes | str]) -> None:
     total = sum(map(len, files.values()))
     if total > UPLOAD_LIMIT:
         what = f"{total / 1e6:.0f} MB are more than the limit of {UPLOAD_LIMIT / 1e6:.0f} MB"
-        raise EcdError(", ".join(map(safe_name, files)), what, "Take `ecd predict` for large files.")
+        raise EcdError(", ".join(map(safe_name, files)), what, "Use `ecd predict` for large files.")
 
 
 def nearness(database: LatentDatabase, latent: Floats) -> tuple[pd.Series, float]:
@@ -159,14 +159,16 @@ def nearness_text(nearest: pd.Series, percentile: float) -> str:
     """The result of :func:`nearness` in words."""
     head = f"The nearest crystal is {nearest.index[0]}, at a distance of {nearest.iloc[0]:.2f}."
     if percentile == 0:
-        return f"{head} No two crystals of the database are as near to each other: this is one of them, or nearly so."
+        return (
+            f"{head} No two crystals of the database are this close to each other: this is one of them, or nearly so."
+        )
     if percentile <= 75:
-        verdict = "The density lies as near as the crystals of the database usually do."
+        verdict = "The density is as close as the crystals of the database usually are."
     elif percentile <= 95:
-        verdict = "The density lies rather far from the database."
+        verdict = "The density is rather far from the database."
     else:
-        verdict = "The density lies far from the database: do not rely on the prediction."
-    return f"{head} In the database, {percentile:.0f} % of the crystals have a neighbour nearer than that. {verdict}"
+        verdict = "The density is far from the database: do not rely on the prediction."
+    return f"{head} In the database, {percentile:.0f} % of the crystals have a neighbour closer than that. {verdict}"
 
 
 def search_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
@@ -385,9 +387,9 @@ def _in_words(name: str, error: Exception) -> EcdError:
         return error
     if isinstance(error, TimeoutError | ChildProcessError | MemoryError):
         why = str(error) if isinstance(error, TimeoutError) else "needs too much memory"
-        return EcdError(name, why, "Take `ecd predict`, which has no limits.")
+        return EcdError(name, why, "Use `ecd predict`, which has no limits.")
     logging.getLogger(__name__).error("%s", name, exc_info=error)
-    return EcdError(name, "could not be evaluated", "The terminal shows what went wrong.")
+    return EcdError(name, "could not be evaluated", "See the terminal for what went wrong.")
 
 
 def to_csv(findings: list[Finding]) -> str:
@@ -455,12 +457,12 @@ def _dropper() -> Any:
             super()._process_event(event)
 
         def refused(self, name: str) -> None:
-            """Called with the name of a file that is too much."""
+            """Called with the name of a file that is too large."""
 
     limit = f"{UPLOAD_LIMIT // 10**6}MB"
     return Dropper(
         multiple=True, max_file_size=limit, chunk_size=CHUNK, previews=[], sizing_mode="stretch_width"
-    )  # it says itself that one file is too large
+    )  # it reports by itself that a single file is too large
 
 
 class PredictTab:
@@ -480,7 +482,7 @@ class PredictTab:
         self.crystals = pn.widgets.MultiChoice(
             options=names, max_items=10, search_option_limit=30, option_limit=30, placeholder="Type a name: NaCl_225"
         )
-        options = {f"{name}: {text}": name for name, text in MODELS.items()}
+        options = {f"{name}: {text}": name for name, text in MODEL_HELP.items()}
         self.model = pn.widgets.RadioBoxGroup(options=options, value=AUTO)
         self.valence = pn.widgets.TextInput(
             label="Valence electrons of your potentials, if the file does not say",
@@ -508,7 +510,7 @@ class PredictTab:
                 pn.Column("### Density", self.captions[0], self.pictures[0], styles=half),
                 pn.Column("### Autocorrelation", self.captions[1], self.pictures[1], styles=half),
             ),
-            pn.pane.Markdown("## How near it is to the training set\n" + NEARNESS_HELP),
+            pn.pane.Markdown("## How close it is to the training set\n" + NEARNESS_HELP),
             self.words,
             self.neighbours,
             visible=False,
@@ -539,9 +541,9 @@ class PredictTab:
         return io.StringIO(to_csv([finding for _, finding in self.found.values()]))
 
     def refuse(self, name: str) -> None:
-        """Say that a file is too much; it comes in parts, the rest of which is not kept."""
+        """Say that a file is too large; it arrives in parts, the rest of which is not kept."""
         what = f"more than {UPLOAD_LIMIT / 1e6:.0f} MB on this page, or {ALL_UPLOADS / 1e6:.0f} MB on all pages"
-        self.problems.object = _box([str(EcdError(name, what, "Take `ecd predict` for large files."))], "#b2182b")
+        self.problems.object = _box([str(EcdError(name, what, "Use `ecd predict` for large files."))], "#b2182b")
 
     def work(self, files: dict[str, bytes | str], crystals: list[str], model: str, valence: str = "") -> list[str]:
         """Read and predict whatever is new; returns what went wrong, in words."""
@@ -564,7 +566,7 @@ class PredictTab:
                 shown = next(copy for copy in copies if copy not in taken)
                 source = Source(kind, name, shown, content, valence if kind == "file" else "")
                 if last is not None and last.content is not content:
-                    problems.append(f"{plain}: came twice, the newer one is used. Rename one to compare them.")
+                    problems.append(f"{plain}: was given twice; the newer one is used. Rename one to compare them.")
             outcomes = findings[source] = self.findings.get(source, {}) if source is last else {}
             if model not in outcomes:
                 outcomes[model] = self.compute(source, examine_source, model)

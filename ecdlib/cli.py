@@ -40,7 +40,7 @@ class Commands(typer.core.TyperGroup):
             print("ecd: interrupted; the same command resumes", file=sys.stderr)
             raise SystemExit(130) from None
         except EOFError as error:
-            raise RuntimeError("a file has ended too early") from error
+            raise RuntimeError("a file ended unexpectedly") from error
 
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -115,9 +115,9 @@ def _values(notebook: str, given: list[str] | None, profile: Profile) -> Paramet
     pairs = [text.partition("=") for text in given or []]
     bad = [name for name, equals, _ in pairs if not equals]
     if bad:
-        raise EcdError(f"-p {bad[0]}", "is not name=value", "Write for example: -p folds=5")
+        raise EcdError(f"-p {bad[0]}", "is not name=value", "For example: -p folds=5")
     if any(name == "profile" for name, _, _ in pairs):
-        raise EcdError("-p profile", "a preset is no parameter", "Write: --profile full")
+        raise EcdError("-p profile", "a profile is not a parameter", "Write: --profile full")
     values = resolve(notebook, {name: value for name, _, value in pairs}, profile.value)
     if getattr(values, "device", None) == "cuda":  # said before the work
         from ecdlib.models.torch_regressor import pick_device
@@ -129,7 +129,7 @@ def _values(notebook: str, given: list[str] | None, profile: Profile) -> Paramet
 def _check_npz(path: Path, what: str, inputs: Iterable[object] = ()) -> None:
     check_output(path, inputs)
     if path.suffix != ".npz":
-        raise EcdError(path, f"is no name of a {what}", "Let it end in .npz.")
+        raise EcdError(path, f"is not a file name for a {what}", "It must end in .npz.")
 
 
 def _texts(values: Parameters) -> list[str]:
@@ -154,22 +154,22 @@ def _say(text: str, out: Path) -> None:
 @app.command("list")
 def list_notebooks(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """List the notebooks and their parameters."""
-    from ecdlib.book.parameters import NOTEBOOKS, describe, title
+    from ecdlib.book.parameters import NOTEBOOKS, parameter_rows, title
 
     if as_json:
-        print(json.dumps({n: {"title": title(n), "parameters": describe(n)} for n in NOTEBOOKS}, indent=1))
+        print(json.dumps({n: {"title": title(n), "parameters": parameter_rows(n)} for n in NOTEBOOKS}, indent=1))
         return
     for notebook in NOTEBOOKS:
         print(f"\n{notebook}: {title(notebook)}")
-        _table(describe(notebook), ["name", "type", "quick", "full", "meaning"])
+        _table(parameter_rows(notebook), ["name", "type", "quick", "full", "meaning"])
 
 
 @app.command()
 def run(
     notebook: Annotated[str, typer.Argument(help="one of `ecd list`")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
-    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
-    kernel: Annotated[str | None, typer.Option(help="Jupyter kernel; by default that of this environment")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated")] = None,
+    profile: Annotated[Profile, typer.Option(help="profile to start from")] = Profile.quick,
+    kernel: Annotated[str | None, typer.Option(help="Jupyter kernel (default: that of this environment)")] = None,
     force: Annotated[bool, typer.Option(help="run even if nothing has changed since the last run")] = False,
 ) -> None:
     """Execute one notebook with papermill; the next `ecd book` shows it beside the original."""
@@ -185,11 +185,11 @@ def run(
 @app.command()
 def book(
     profile: Annotated[
-        Profile, typer.Option(help="quick: 2 cores, minutes; full: the papers' settings; tiny: for tests")
+        Profile, typer.Option(help="quick: minutes on 2 cores; full: the papers' settings; tiny: for tests")
     ] = Profile.quick,
-    kernel: Annotated[str | None, typer.Option(help="Jupyter kernel; by default that of this environment")] = None,
-    force: Annotated[bool, typer.Option(help="execute every notebook, also unchanged ones")] = False,
-    solutions: Annotated[bool, typer.Option(help="also pages with the solutions of the exercises")] = False,
+    kernel: Annotated[str | None, typer.Option(help="Jupyter kernel (default: that of this environment)")] = None,
+    force: Annotated[bool, typer.Option(help="execute every notebook, even unchanged ones")] = False,
+    solutions: Annotated[bool, typer.Option(help="add pages with the solutions of the exercises")] = False,
 ) -> None:
     """Execute the notebooks and build the HTML book."""
     needs_checkout("ecd book")
@@ -227,22 +227,25 @@ def featurize(
     out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write")],
     size: Annotated[int, typer.Option(help="odd number of voxels along each axis")] = 51,
     voxel: Annotated[float, typer.Option(help="voxel width in Å")] = 0.2,
-    conversion: Annotated[Route, typer.Option(help="way to the conventional cell")] = Route.fourier,
+    conversion: Annotated[Route, typer.Option(help="route to the conventional cell")] = Route.fourier,
     convention: Annotated[
-        Convention, typer.Option(help="convert the valence first: gpaw as our data, chemical without closed shells")
+        Convention,
+        typer.Option(help="convert the valence first: gpaw, as in our data; chemical, without closed shells"),
     ] = Convention.computed,
     scheduler: Annotated[
-        str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
+        str | None, typer.Option(help="address of a Dask scheduler (default: processes on this machine)")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="local processes (default: one per core)")] = None,
 ) -> None:
-    """Autocorrelations of many densities on the standard grid; resumes what was interrupted."""
+    """Autocorrelations of many densities on the standard grid; resumes an interrupted run."""
     from ecdlib.features.collection import FeatureSettings, featurize_collection
 
     check_output(out, files)
     settings = FeatureSettings(size=size, voxel=voxel, conversion=conversion.value, convention=convention.value)
     if size < 1 or size % 2 == 0 or voxel <= 0:
-        raise EcdError(f"--size {size} --voxel {voxel}", "the size must be odd, the voxel positive", "Try 51 and 0.2.")
+        raise EcdError(
+            f"--size {size} --voxel {voxel}", "the size must be odd and the voxel width positive", "Try 51 and 0.2."
+        )
     table = featurize_collection(files, out, settings, scheduler=scheduler, workers=workers)
     bad = table[table["error"] != ""]
     print(f"{len(table) - len(bad)} densities featurized: {out}")
@@ -260,13 +263,13 @@ def convert(
     target: Annotated[
         Path,
         typer.Argument(
-            help="file to write: *.cube, *.npz, *.h5 (store), POSCAR (atoms alone), else a CHGCAR (- prints)"
+            help="file to write: *.cube, *.npz, *.h5 (store), POSCAR (atoms only), otherwise a CHGCAR (- prints it)"
         ),
     ],
-    conventional: Annotated[bool, typer.Option(help="turn it into the conventional cell")] = False,
+    conventional: Annotated[bool, typer.Option(help="convert it to the conventional cell")] = False,
     convention: Annotated[
         Convention,
-        typer.Option(help="convert and smooth: gpaw the valence of our data, chemical without closed shells"),
+        typer.Option(help="convert and smooth: gpaw, the valence of our data; chemical, without closed shells"),
     ] = Convention.computed,
     valence: Valences = "",
 ) -> None:
@@ -306,15 +309,15 @@ def predict_command(
     model: Annotated[
         str,
         typer.Option(
-            help="auto (what is given decides), a shipped model of densities (a name that is none lists them), or a "
-            "file of `ecd train` or `train-fusion --final`"
+            help="auto (the input decides), a shipped model of densities (an unknown name lists them), or a "
+            "file from `ecd train` or `train-fusion --final`"
         ),
     ] = "auto",
     valence: Valences = "",
-    calibration: Annotated[Path | None, typer.Option(help="what `ecd calibrate` wrote for your potentials")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="file from `ecd calibrate` for your potentials")] = None,
     potential: Annotated[
         Potential | None,
-        typer.Option("--with", help="take its elastic tensor of the structure, too: more accurate, and takes longer"),
+        typer.Option("--with", help="also use its elastic tensor of the structure: more accurate, but slower"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     csv: Annotated[Path | None, typer.Option(help="table to write")] = None,
@@ -357,7 +360,7 @@ def predict_command(
         with atomic_write(csv) as temporary:
             table(answers).to_csv(temporary, index=False)
     if as_json:
-        known = [{k: None if v != v else v for k, v in r.items() if k != "seen"} for r in records]  # NaN is no JSON
+        known = [{k: None if v != v else v for k, v in r.items() if k != "seen"} for r in records]  # JSON has no NaN
         print(json.dumps(known, indent=1, ensure_ascii=False))
     elif records and str(csv) not in STDOUT:
         _table([{**r, "value": f"{r['value']:.4g}", "95 %": interval(r)} for r in records], PREDICTED)
@@ -383,7 +386,7 @@ def calibrate_command(
     out: Annotated[Path, typer.Option("-o", "--out", help="calibration to write (.csv)")],
     valence: Valences = "",
 ) -> None:
-    """Two numbers for each element of your potentials, so that d metals convert as exactly as the rest.
+    """Fit two numbers to each element of your potentials, so that d metals convert as accurately as the rest.
 
     Compute a bundled crystal that holds the element, at our geometry (`ecd convert V_229 POSCAR` writes it), with your
     code and potentials; then `ecd predict --calibration` uses the numbers for all compounds of the element.
@@ -404,26 +407,26 @@ def calibrate_command(
 
     check_output(out, compounds)
     if out.suffix != ".csv":
-        raise EcdError(out, "is no name for a calibration", "Let it end in .csv.")
+        raise EcdError(out, "is not a file name for a calibration", "It must end in .csv.")
     stated = parse_valence(valence)
     found: dict[str, tuple[int, float, float, str]] = {}
     fits = []
     for text in compounds:
         file, equals, name = text.rpartition("=")
         if not equals:
-            raise EcdError(text, "is not FILE=NAME", "Write for example: CHGCAR.V=V_229")
+            raise EcdError(text, "is not FILE=NAME", "For example: CHGCAR.V=V_229")
         density, reference = read_density(file), read_density(name)
         if stated:
             density = replace(density, valence=stated)
         electrons = recognize(density).electrons
         new = [e for e in electrons if e not in found]
         if not new:
-            raise EcdError(text, "holds only elements that are calibrated already", "Leave it out.")
+            raise EcdError(text, "holds only elements that are already calibrated", "Leave it out.")
         if not is_standard(recognize(reference)):
-            raise EcdError(text, f"{name} is not of our recipe", "Name a bundled crystal, such as V_229.")
+            raise EcdError(text, f"{name} was not computed with our recipe", "Name a bundled crystal, such as V_229.")
         if other := [e for e, n in electrons.items() if e in found and found[e][0] != n]:
-            what = f"has other potentials of {', '.join(other)} than the compounds before it"
-            raise EcdError(text, what, "Calibrate each set of potentials by itself.")
+            what = f"was computed with other potentials for {', '.join(other)} than the compounds before it"
+            raise EcdError(text, what, "Calibrate each set of potentials separately.")
         known = {e: row[1:3] for e, row in found.items()}
         numbers = calibrate(density, reference, new, known=known)
         wanted = to_convention(reference).values
@@ -431,7 +434,9 @@ def calibrate_command(
             apart(resample(to_convention(density, calibration=c).values, reference.shape), wanted)
             for c in (known, known | numbers)
         )
-        fits.append(f"{file}: {100 * before:.2g} % from {name} by whole shells, {100 * after:.2g} % calibrated")
+        fits.append(
+            f"{file}: differs from {name} by {100 * before:.2g} % by whole shells, {100 * after:.2g} % calibrated"
+        )
         found |= {e: (electrons[e], *numbers[e], name) for e in new}
     write_calibration(out, found)
     print("\n".join(fits))
@@ -446,7 +451,7 @@ def app_command(
     port: Annotated[int, typer.Option(help="port on this machine; 0 takes a free one")] = 5006,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it in the browser")] = True,
 ) -> None:
-    """Open the graphical interface: predictions for files that you drop, and the latent database."""
+    """Open the graphical interface: predictions for dropped files, and the latent database."""
     from ecdlib.app import serve
 
     serve(port, browser)
@@ -454,11 +459,11 @@ def app_command(
 
 @app.command()
 def train(
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
-    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated")] = None,
+    profile: Annotated[Profile, typer.Option(help="profile to start from")] = Profile.quick,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="result file to write (.npz)")] = None,
 ) -> None:
-    """Train a model with the parameters of the notebook 'training' (`ecd list`); resumes what was interrupted."""
+    """Train a model with the parameters of the notebook 'training' (`ecd list`); resumes an interrupted run."""
     from ecdlib.learn.lean import TrainingParameters, run_lean, table2_errors
 
     p = _values("training", parameter, profile)
@@ -475,10 +480,10 @@ def train(
 @app.command("train-autoencoder")
 def train_autoencoder_command(
     out: Annotated[Path, typer.Option("-o", "--out", help="file to write (.npz)")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
-    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated")] = None,
+    profile: Annotated[Profile, typer.Option(help="profile to start from")] = Profile.quick,
 ) -> None:
-    """Train an autoencoder with the parameters of the notebook 'autoencoder'; resumes what was interrupted."""
+    """Train an autoencoder with the parameters of the notebook 'autoencoder'; resumes an interrupted run."""
     from ecdlib.learn.autoencoder import AutoencoderParameters, train_autoencoder
 
     p = _values("autoencoder", parameter, profile)
@@ -492,11 +497,11 @@ def train_autoencoder_command(
 def encode(
     files: Annotated[list[str], typer.Argument(help="CHGCAR, cube, npz, whole stores (.h5) or bundled names")],
     out: Annotated[Path, typer.Option("-o", "--out", help="latent database to write (.npz)")],
-    autoencoder: Annotated[str, typer.Option(help="a shipped one, or a file of `ecd train-autoencoder`")] = (
+    autoencoder: Annotated[str, typer.Option(help="a shipped one, or a file from `ecd train-autoencoder`")] = (
         "periodic-16"
     ),
 ) -> None:
-    """Compress densities into a latent database (with loss; `ecd convert` to .h5 is without)."""
+    """Compress densities into a latent database (lossy; `ecd convert` to .h5 is lossless)."""
     from dataclasses import replace
 
     from ecdlib.density.io import read_density
@@ -517,8 +522,10 @@ def encode(
 @app.command()
 def decode(
     name: Annotated[str, typer.Argument(help="crystal in the latent database, e.g. Fe3SnC_221")],
-    target: Annotated[Path, typer.Argument(help="file to write: *.cube, *.npz, anything else is a CHGCAR")],
-    database: Annotated[Path | None, typer.Option(help="by default that of the bundled densities")] = None,
+    target: Annotated[Path, typer.Argument(help="file to write: *.cube, *.npz, otherwise a CHGCAR")],
+    database: Annotated[
+        Path | None, typer.Option(help="latent database (default: that of the bundled densities)")
+    ] = None,
 ) -> None:
     """Reconstruct a density from its latent, for example as a CHGCAR that VESTA opens."""
     from ecdlib.density.io import writer
@@ -534,9 +541,9 @@ def decode(
 @app.command("train-fusion")
 def train_fusion(
     out: Annotated[Path, typer.Option("-o", "--out", help="result file to write (.npz)")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
-    final: Annotated[Path | None, typer.Option(help="train on all crystals too, and write what predicts")] = None,
-    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated")] = None,
+    final: Annotated[Path | None, typer.Option(help="also train on all crystals, and write that model here")] = None,
+    profile: Annotated[Profile, typer.Option(help="profile to start from")] = Profile.quick,
 ) -> None:
     """Evaluate a model on latents and composition with the parameters of the notebook 'fusion'; resumes."""
     from ecdlib.learn.fusion import FusionParameters, run_fusion, train_final
@@ -548,8 +555,8 @@ def train_fusion(
         check_output(final, [out, *_texts(p)])
     whole = p.cross_validate and p.crystals == "densities"
     if final is not None and (final.suffix != ".npz" or not whole):
-        remedy = "Let its name end in .npz, and take cross_validate=true and crystals=densities."
-        raise EcdError(final, "a model that predicts needs a cross-validation on crystals with densities", remedy)
+        remedy = "Let its name end in .npz, and set cross_validate=true and crystals=densities."
+        raise EcdError(final, "a final model needs a cross-validation on crystals with densities", remedy)
     result = run_fusion(p, out)
     print(f"written: {out}")
     if final is not None:
@@ -560,11 +567,11 @@ def train_fusion(
 @app.command("train-cgcnn")
 def train_cgcnn(
     out: Annotated[Path, typer.Option("-o", "--out", help="result file to write (.npz)")],
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value, as often as needed")] = None,
-    final: Annotated[Path | None, typer.Option(help="train on all crystals too, and write what predicts")] = None,
-    profile: Annotated[Profile, typer.Option(help="preset to start from")] = Profile.quick,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated")] = None,
+    final: Annotated[Path | None, typer.Option(help="also train on all crystals, and write that model here")] = None,
+    profile: Annotated[Profile, typer.Option(help="profile to start from")] = Profile.quick,
 ) -> None:
-    """Train crystal graph networks with the parameters of the notebook 'cgcnn'; resumes what was interrupted."""
+    """Train crystal graph networks with the parameters of the notebook 'cgcnn'; resumes an interrupted run."""
     from ecdlib.learn.elasticity import CgcnnParameters, run_elasticity, train_ensemble
     from ecdlib.learn.evaluation import scores
 
@@ -576,8 +583,10 @@ def train_cgcnn(
     whole = p.model == "cgcnn" and p.crystals != "fusion" and p.target == "all" and p.ties
     whole = whole and p.folds == "all" and p.members > 1
     if final is not None and (final.suffix != ".npz" or final == out or not whole):
-        remedy = "Give it a name of its own in .npz, and take folds=all, members=2 or more, else what is preset."
-        raise EcdError(final, "a model that predicts needs an ensemble for K and G on all folds", remedy)
+        remedy = (
+            "Give it its own name in .npz, set folds=all and members=2 or more, and leave the rest at its defaults."
+        )
+        raise EcdError(final, "a final model needs an ensemble for K and G on all folds", remedy)
     result = run_elasticity(p, out)
     for target in result.targets:
         print(target, {k: round(v, 4) for k, v in scores(*result.pair(target)).items()})
@@ -595,7 +604,7 @@ def screen_command(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="table to write (.parquet)")],
     model: Annotated[
-        str, typer.Option(help="cgcnn, crystal (more accurate, slower), or a file of `ecd train-cgcnn --final`")
+        str, typer.Option(help="cgcnn, crystal (more accurate, slower), or a file from `ecd train-cgcnn --final`")
     ] = "cgcnn",
     paper_filter: Annotated[
         bool,
@@ -605,20 +614,20 @@ def screen_command(
     ] = False,
     api_key: Annotated[str | None, typer.Option(help="Materials Project key; or set MP_API_KEY")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="address of a Dask scheduler; by default processes here")
+        str | None, typer.Option(help="address of a Dask scheduler (default: processes on this machine)")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="local processes; by default one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="local processes (default: one per core)")] = None,
 ) -> None:
-    """Elastic moduli, sound velocities and Debye temperatures of many crystals; resumes what was interrupted."""
+    """Elastic moduli, sound velocities and Debye temperatures of many crystals; resumes an interrupted run."""
     from ecdlib.crystals.screening import screen
 
     check_output(out, [*sources, model])
     if out.suffix != ".parquet":
-        raise EcdError(out, "is no name for a table", "Let it end in .parquet.")
+        raise EcdError(out, "is not a file name for a table", "It must end in .parquet.")
     done = screen(
         sources, out, model=model, paper_filter=paper_filter, api_key=api_key, scheduler=scheduler, workers=workers
     )
-    print(f"{done.predicted} crystals predicted: {out}" + " (finished before)" * done.before)
+    print(f"{done.predicted} crystals predicted: {out}" + " (already finished)" * done.before)
     for message in done.failed[:20]:
         print(f"skipped: {message}", file=sys.stderr)
     if done.failed:
@@ -656,22 +665,22 @@ def density_command(
         Way,
         typer.Option("--with", help="superposed: free atoms; gpaw: a calculation; charge3net: a network"),
     ] = Way.superposed,
-    out: Annotated[Path, typer.Option("-o", "--out", help="density to write: *.npz, *.cube, else a CHGCAR")] = Path(
-        "density.npz"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="density to write: *.npz, *.cube, otherwise a CHGCAR")
+    ] = Path("density.npz"),
     convention: Annotated[
         Electrons | None,
-        typer.Option(help="of superposed atoms: gpaw (default) the valence of our data, chemical no closed shells"),
+        typer.Option(help="with superposed: gpaw (default), the valence of our data; chemical, without closed shells"),
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="of gpaw: another PAW set for an element, Na=1 takes Na.1.PBE"),
+        typer.Option("--set", help="with gpaw: another PAW data set for an element; Na=1 takes Na.1.PBE"),
     ] = None,
     python: Annotated[
-        str | None, typer.Option(help="of gpaw: the Python that has it; by default the first one found")
+        str | None, typer.Option(help="with gpaw: the Python that has it (default: the first one found)")
     ] = None,
 ) -> None:
-    """The density of a crystal: superposed free atoms, a calculation by our recipe, or as a network predicts VASP's."""
+    """The density of a crystal: superposed free atoms, a calculation with our recipe, or VASP's by a network."""
     from pymatgen.core import Element
 
     from ecdlib.data.structures import read_structure, structure_warnings
@@ -681,11 +690,15 @@ def density_command(
     write = io.writer(out)  # before anything is computed
     chosen = {element: name for element, _, name in (text.partition("=") for text in sets or [])}
     if not all(name and Element.is_valid_symbol(element) for element, name in chosen.items()):
-        raise EcdError("--set " + ",".join(sets or []), "is not element=name", "Write for example: --set Na=1")
+        raise EcdError("--set " + ",".join(sets or []), "is not element=name", "For example: --set Na=1")
     if way is not Way.gpaw and (sets or python):
-        raise EcdError("--set" if sets else "--python", "is for a calculation", "Add: --with gpaw")
+        raise EcdError("--set" if sets else "--python", "applies only to a calculation", "Add: --with gpaw")
     if way is not Way.superposed and convention:
-        raise EcdError("--convention", "is for superposed atoms", "Convert it afterwards: ecd convert --convention")
+        raise EcdError(
+            "--convention",
+            "applies only to superposed atoms",
+            "Convert the density afterwards: ecd convert --convention",
+        )
     crystal = read_structure(structure)
     for text in structure_warnings(crystal):
         print(f"warning: {structure} {text}", file=sys.stderr)
@@ -716,7 +729,7 @@ def download(
     folder: Annotated[Path, typer.Option("-o", "--out", help="folder to write to")] = Path("downloads"),
     api_key: Annotated[str | None, typer.Option(help="Materials Project key; or set MP_API_KEY")] = None,
 ) -> None:
-    """Fetch charge densities from the original sources; hashes and task ids go into manifest.json."""
+    """Download charge densities from the original sources; hashes and task ids go into manifest.json."""
     from ecdlib.crystals.download import fetch_jarvis, fetch_materials_project
 
     if source == "jarvis":
@@ -724,7 +737,7 @@ def download(
     elif source == "materials-project":
         paths = fetch_materials_project(ids, folder, api_key=api_key)
     else:
-        raise EcdError(source, "no such source", "There are: jarvis, materials-project.")
+        raise EcdError(source, "no such source", "Choose jarvis or materials-project.")
     for path in paths:
         print(path)
 
@@ -757,7 +770,9 @@ def course_list() -> None:
 
 @course_app.command("make")
 def course_make(
-    session: Annotated[list[str] | None, typer.Option(help="only this one, as session_2; as often as needed")] = None,
+    session: Annotated[
+        list[str] | None, typer.Option(help="only this session, for example session_2; may be repeated")
+    ] = None,
     data: Annotated[Data, typer.Option(help="course: a small set, seconds; full: all cubic crystals")] = Data.course,
     folder: Folder = Path("_build/course"),
 ) -> None:
@@ -771,11 +786,11 @@ def course_make(
 @course_app.command("grade")
 def course_grade(
     session: Annotated[str, typer.Argument(help="for example session_2")],
-    student: Annotated[list[str] | None, typer.Option(help="only this student; as often as needed")] = None,
-    seconds: Annotated[int, typer.Option(min=5, help="what one cell may take; a notebook: three times that")] = 60,
+    student: Annotated[list[str] | None, typer.Option(help="only this student; may be repeated")] = None,
+    seconds: Annotated[int, typer.Option(min=5, help="time limit of a cell; a notebook gets three times as long")] = 60,
     folder: Folder = Path("_build/course"),
 ) -> None:
-    """Grade what lies in FOLDER/submitted/NUMBER/SESSION; write the mark sheet and the feedback."""
+    """Grade the notebooks in FOLDER/submitted/NUMBER/SESSION; write the mark sheet and the feedback."""
     from ecdlib.course.grading import grade
 
     table = grade(
@@ -788,7 +803,7 @@ def course_grade(
 def course_marks(
     session: Annotated[str, typer.Argument(help="for example session_2")], folder: Folder = Path("_build/course")
 ) -> None:
-    """Write mark sheet and feedback again, with what was marked by hand in between."""
+    """Write mark sheet and feedback again, including marks given by hand in the meantime."""
     from ecdlib.course.grading import marks
 
     _marks(marks(session, folder.resolve()), session, folder)
@@ -798,7 +813,7 @@ def course_marks(
 def course_times(
     out: Annotated[Path, typer.Option("-o", "--out", help="file to write")] = Path("book/course/times.json"),
 ) -> None:
-    """Measure what a class runs: chapters (as last built), live commands, solutions of all exercises."""
+    """Time what a class runs: chapters (as last built), live commands, solutions of all exercises."""
     from ecdlib.course.pages import measure
 
     check_output(out)

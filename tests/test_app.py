@@ -199,7 +199,7 @@ def test_nearness_of_a_crystal_of_the_database_and_of_a_strange_one(database: La
     assert percentile == 100
     assert "do not rely on the prediction" in app.nearness_text(nearest, percentile)
     middle = pd.Series([1.0], index=["NaCl_225"])
-    assert "as near as" in app.nearness_text(middle, 50)
+    assert "as close as" in app.nearness_text(middle, 50)
     assert "rather far" in app.nearness_text(middle, 90)
 
 
@@ -232,7 +232,7 @@ def test_files_of_one_name_are_told_apart_and_results_kept(tmp_path: Path, monke
     assert list(table) == app.CSV_COLUMNS
     assert table["file"].nunique() == 3
     kept = tab.found["NaCl_225"][1]
-    assert "came twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr-portable")[0]
+    assert "was given twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr-portable")[0]
     assert [source.read(tmp_path).formula for source, _ in tab.found.values()] == ["Li", "NaCl"]
     assert tab.found["NaCl_225"][1] is kept
     text = gzip.decompress(raw).decode()  # what Panel makes of a file that the browser calls text
@@ -257,7 +257,10 @@ def test_a_valence_that_the_user_gives_is_for_the_files(tmp_path: Path) -> None:
     (problem,) = tab.work(files, ["NaH_225"], model, "Na=7,Cl=7")
     assert "holds 8 electrons, not 14" in problem
     assert list(tab.found) == ["NaH_225"]
-    for text, words in (("Na=3", "Na=3: no whole shells have so many"), ("garbage", "is not element=electrons")):
+    for text, words in (
+        ("Na=3", "Na=3: no set of whole shells holds that many"),
+        ("garbage", "is not element=electrons"),
+    ):
         (problem,) = tab.work(files, [], model, text)
         assert words in problem
         assert tab.found == {}
@@ -400,6 +403,37 @@ def test_hosts_and_signals(how: signal.Signals, tmp_path: Path) -> None:
                 session.close()
     assert list(tmp_path.glob("ecd-app-*")) == []
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.browser
+def test_a_foreign_page_that_leads_its_name_here_gets_nothing(tmp_path: Path) -> None:
+    """DNS rebinding, in a browser whose resolver sends a foreign name to this machine."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: install the package 'chromium' to test the app in a browser")
+    from playwright.sync_api import sync_playwright
+
+    talk = """host => new Promise(resolve => {
+        const socket = new WebSocket(`ws://${host}/ws`, ["bokeh", "x"]);
+        socket.onopen = () => resolve("open");
+        socket.onerror = () => resolve("refused");
+    })"""
+    with serving(tmp_path) as server, sync_playwright() as playwright:
+        rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])
+        page = chromium.new_page()
+        page.set_default_timeout(90_000)
+        own, foreign = f"127.0.0.1:{server.port}", f"evil.example:{server.port}"
+        answer = page.goto(f"http://{foreign}/")
+        assert answer is not None
+        assert answer.status == 403
+        assert page.evaluate("() => location.host") == foreign
+        assert page.evaluate(talk, foreign) == page.evaluate(talk, own) == "refused"
+        answer = page.goto(f"http://{own}/")  # by its own name all of it works
+        assert answer is not None
+        assert answer.status == 200
+        assert page.evaluate(talk, foreign) == "refused"
+        page.get_by_text("Latent database", exact=True).wait_for()
+        chromium.close()
 
 
 def test_a_process_with_limits_is_replaced_where_it_exceeds_them() -> None:

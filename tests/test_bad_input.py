@@ -264,7 +264,8 @@ def test_a_total_charge_that_is_not_positive(factor, refused, tmp_path):
     (tmp_path / "CHGCAR").write_text("\n".join(lines))
     said = refused(tmp_path / "CHGCAR", "convert", tmp_path / "CHGCAR", tmp_path / "out.cube")
     assert (
-        "the total charge is not positive. A spin or difference density is no charge density: give the total." in said
+        "the total charge is not positive. A spin or difference density is not a charge density: give the total."
+        in said
     )
 
 
@@ -479,7 +480,7 @@ def test_the_manifest_names_what_is_bundled():
         (["-p", "size=many"], "notebook 'features': parameter size = 'many'"),
         (["-p", "voxel=-1"], "notebook 'features': parameter voxel = '-1'"),
         (["-p", "size"], "-p size: is not name=value"),
-        (["-p", "profile=full"], "-p profile: a preset is no parameter. Write: --profile full"),
+        (["-p", "profile=full"], "-p profile: a profile is not a parameter. Write: --profile full"),
     ],
 )
 def test_unknown_and_ill_typed_notebook_parameters(arguments, problem, refused):
@@ -487,19 +488,19 @@ def test_unknown_and_ill_typed_notebook_parameters(arguments, problem, refused):
 
 
 def test_an_unknown_notebook(refused):
-    assert "There are: dataset" in refused("nonsense", "run", "nonsense")
+    assert "Choose one of: dataset" in refused("nonsense", "run", "nonsense")
 
 
 @pytest.mark.parametrize("options", [("--size", "50"), ("--size", "-1"), ("--voxel", "0"), ("--voxel", "-0.2")])
 def test_a_grid_that_cannot_be(options, ecd, tmp_path):
     code, _, err = ecd("featurize", "LiH_225", "-o", tmp_path / "f.h5", *options)
     assert code == 2
-    assert "the size must be odd, the voxel positive. Try 51 and 0.2." in err
+    assert "the size must be odd and the voxel width positive. Try 51 and 0.2." in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_source_of_downloads(refused):
-    assert "There are: jarvis, materials-project." in refused("arxiv", "download", "arxiv", "1")
+    assert "Choose jarvis or materials-project." in refused("arxiv", "download", "arxiv", "1")
 
 
 # Disks
@@ -594,7 +595,7 @@ def edit(number: int, line: str) -> Callable[[str], str]:
 PROMISES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "3e8 atoms": ("CHGCAR", lambda: promised("CHGCAR", edit(6, "  1 300000000")), "positions for 300000001 atoms"),
     "-1 atoms": ("CHGCAR", lambda: promised("CHGCAR", edit(6, "  3 -1")), "not a complete CHGCAR"),
-    "a surplus species": ("CHGCAR", lambda: promised("CHGCAR", edit(5, " H Li Na")), "3 species with 2 numbers"),
+    "a surplus species": ("CHGCAR", lambda: promised("CHGCAR", edit(5, " H Li Na")), "3 species with 2 atom counts"),
     "a surplus position": (
         "CHGCAR",
         lambda: promised("CHGCAR", edit(8, " 0.1 0.1 0.1\n 0 0 0")),
@@ -603,7 +604,7 @@ PROMISES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a header without end": ("CHGCAR", lambda: b"x\n" * 200_000, "no empty line after the atoms"),
     "a line without end": ("CHGCAR", lambda: b"1 " * 10**6, "a line without end"),
     "an orbital cube": ("d.cube", lambda: promised("d.cube", edit(2, "   -2 0. 0. 0.")), "holds orbitals"),
-    "1e9 atoms in a cube": ("d.cube", lambda: promised("d.cube", edit(2, "1000000000 0. 0. 0.")), "atoms, of 1 to"),
+    "1e9 atoms in a cube": ("d.cube", lambda: promised("d.cube", edit(2, "1000000000 0. 0. 0.")), "atoms, not 1 to"),
     "1e18 voxels in a cube": (
         "d.cube",
         lambda: promised("d.cube", edit(3, "1000000000000000000 1. 0. 0.")),
@@ -846,7 +847,7 @@ def test_folders_and_files_without_permission_are_one_line(tmp_path):
     closed = str(tmp_path / "closed" / "CHGCAR")
     said = {
         ("convert", closed, "out"): "cannot be opened (Permission denied)",
-        ("convert", "CHGCAR", "out"): "may not be read (Permission denied)",
+        ("convert", "CHGCAR", "out"): "cannot be read (Permission denied)",
         ("convert", "LiH_225", closed): "cannot be written (Permission denied)",
         ("featurize", closed, "-o", "out.h5", "--workers", "1"): "Permission denied",
         ("featurize", "LiH_225", "-o", closed): "cannot be written (Permission denied)",
@@ -949,7 +950,7 @@ def test_spglib_prints_nothing(capfd):
 def test_a_gpu_that_is_not_there_is_said_before_the_work(refused, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     said = refused("device=cuda", "train", "-p", "device=cuda", "-o", tmp_path / "r.npz")
-    assert "has no CUDA" in said
+    assert "CUDA is not available" in said
 
 
 @pytest.mark.parametrize("workers", [0, -3])

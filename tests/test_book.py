@@ -69,7 +69,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, root / name)
     (root / "data").symlink_to(ROOT / "data")
     varied = parameters.resolve("baseline", {"folds": 2}, "tiny")
-    variant = stand_in("baseline", root / "_build" / "runs" / parameters.slug("baseline", varied))
+    variant = stand_in("baseline", root / "_build" / "runs" / parameters.run_name("baseline", varied))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "ROOT", root)
         patch.setattr(book, "BUILD", root / "_build")

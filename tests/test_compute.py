@@ -126,7 +126,7 @@ def test_a_set_that_is_no_name(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"ecd: --set {text}: is not element=name. Write for example: --set Na=1\n"
+    assert capsys.readouterr().err == f"ecd: --set {text}: is not element=name. For example: --set Na=1\n"
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_two_atoms_on_one_site(gpaw: str, tmp_path: Path) -> None:
     ids=["empty", "cut off", "unknown element", "flat cell", "no atoms"],
 )
 def test_poscar_is_refused_before_gpaw_starts(tmp_path: Path, text: str) -> None:
-    with pytest.raises(gpaw_script.Failure, match="is no POSCAR that can be read"):
+    with pytest.raises(gpaw_script.Failure, match="is not a readable POSCAR"):
         gpaw_script.compute(str(poscar(tmp_path, text)), str(tmp_path / "out.npz"))
 
 

@@ -53,9 +53,9 @@ def test_a_student_always_gets_the_same_and_another_student_something_else() -> 
 def test_bad_numbers_and_data_sets_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EcdError, match=r"STUDENT: is empty\. Write your student number"):
         Individual(" ")
-    with pytest.raises(EcdError, match="is no data set of the course"):
+    with pytest.raises(EcdError, match="is not a data set of the course"):
         Individual("1", "huge")  # type: ignore[arg-type]
-    with pytest.raises(EcdError, match="is no session of the course"):
+    with pytest.raises(EcdError, match="is not a session of the course"):
         exercises.exercises("session_7")
     monkeypatch.setenv("ECD_STUDENT", "2")
     with pytest.raises(EcdError, match=r'STUDENT = "1": but handed in by 2'):
@@ -264,13 +264,13 @@ def test_bad_notebooks_get_a_line_and_do_not_stop_the_others(folder: Path) -> No
         assert why in table.loc[student, "note"], student
         if student != "5011":
             assert table.loc[student, "electrons"] == 1, "the cells before are graded"
-    assert "electrons.ipynb: cannot be read as a notebook" in table.loc["5006", "note"]
+    assert "electrons.ipynb: is not a readable notebook" in table.loc["5006", "note"]
     assert 'STUDENT = "5007": but handed in by 5008' in table.loc["5008", "note"]
     assert "electrons: not handed in" in table.loc["5009", "note"]
     assert table.loc[["5006", "5008", "5009"], "total"].tolist() == [0, 0, 0]
     good = {e.name: e for e in exercises.exercises(SESSION)}["electrons"]
     assert table.loc["5010", "electrons"] == good.points - good.by_hand
-    assert "copy.ipynb: no exercise of that name" in table.loc["5010", "note"]
+    assert "copy.ipynb: not an exercise of this session" in table.loc["5010", "note"]
 
 
 def test_students_code_does_not_see_the_teachers_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

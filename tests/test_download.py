@@ -171,7 +171,7 @@ def test_jarvis_changed_file_is_reported_not_used(jarvis: Server, tmp_path: Path
     (path,) = fetch_jarvis("JVASP-2", tmp_path, progress=False)
     content = path.read_bytes()
     path.write_bytes(content + b"x")
-    with pytest.raises(EcdError, match=r"was changed since it was fetched .*Delete it, then fetch again"):
+    with pytest.raises(EcdError, match=r"has changed since it was downloaded .*Delete it, then download again"):
         fetch_jarvis("JVASP-2", tmp_path, progress=False)
     path.unlink()
     fetch_jarvis("JVASP-2", tmp_path, progress=False)
@@ -182,11 +182,11 @@ def test_jarvis_changed_source_is_reported_not_used(jarvis: Server, tmp_path: Pa
     (path,) = fetch_jarvis("JVASP-1", tmp_path, progress=False)
     path.unlink()
     jarvis.pages["/files/12"] = (200, zipped(CHGCAR=b"other"))
-    with pytest.raises(EcdError, match="sends another file than recorded") as error:
+    with pytest.raises(EcdError, match="sends a file other than the one recorded") as error:
         fetch_jarvis("JVASP-1", tmp_path, progress=False)
     assert "manifest.json" in error.value.remedy
     jarvis.pages["/files/21"] = (200, zipped(CHGCAR=b"other"))  # its md5 stands in the list
-    with pytest.raises(EcdError, match=r"sends another file than recorded \(expected md5:"):
+    with pytest.raises(EcdError, match=r"sends a file other than the one recorded \(expected md5:"):
         fetch_jarvis("JVASP-2", tmp_path, progress=False)
     assert sorted(os.listdir(tmp_path)) == ["jarvis-raw-files.zip", "manifest.json"]
 
@@ -217,7 +217,7 @@ def test_jarvis_cut_off_transfer(jarvis: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"<html>are you human?</html>", "sends no sound zip archive"),
+        (b"<html>are you human?</html>", "does not send a sound zip archive"),
         (zipped(README=b"x"), "is not the list of raw files"),
         (zipped(**{"a.json": b"[1]"}), "is not the list of raw files"),
         (zipped(**{"a.json": b"{broken"}), "is not the list of raw files"),
@@ -234,7 +234,7 @@ def test_jarvis_damaged_archive_leaves_nothing(jarvis: Server, tmp_path: Path) -
     body = bytearray(jarvis.pages["/files/12"][1])
     body[len(body) // 2] ^= 0xFF
     jarvis.pages["/files/12"] = (200, bytes(body))
-    with pytest.raises(EcdError, match="sends no sound zip archive"):
+    with pytest.raises(EcdError, match="does not send a sound zip archive"):
         fetch_jarvis("JVASP-1", tmp_path, progress=False)
     assert sorted(os.listdir(tmp_path)) == ["jarvis-raw-files.zip", "manifest.json"]
 
@@ -247,15 +247,15 @@ def test_jarvis_gzipped_member_is_kept_as_it_is(jarvis: Server, tmp_path: Path) 
 
 
 def test_bad_ids_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(EcdError, match=r"mp-149: is no id of this source\. Ids look like JVASP-1002"):
+    with pytest.raises(EcdError, match=r"mp-149: is not an id of this source\. Ids look like JVASP-1002"):
         fetch_jarvis("mp-149", tmp_path)
-    with pytest.raises(EcdError, match=r"\.\./x: is no id of this source. Ids look like mp-149"):
+    with pytest.raises(EcdError, match=r"\.\./x: is not an id of this source. Ids look like mp-149"):
         fetch_materials_project(["mp-149", "../x"], tmp_path, KEY)
     (tmp_path / "CHGCAR.JVASP-1.gz").write_bytes(b"mine")
     with pytest.raises(EcdError, match=r"is not listed in the manifest\.json beside it\. Move or delete it"):
         fetch_jarvis("JVASP-1", tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(EcdError, match="is no manifest of fetched files"):
+    with pytest.raises(EcdError, match="is not a manifest of downloaded files"):
         fetch_jarvis("JVASP-1", tmp_path)
     assert (tmp_path / "CHGCAR.JVASP-1.gz").read_bytes() == b"mine"
 
@@ -416,7 +416,7 @@ def test_mp_changed_source(project: Server, tmp_path: Path) -> None:
     (path,) = fetch(project, "mp-135", tmp_path)
     path.unlink()
     project.pages["/chgcars/mp-2000.json.gz"] = (200, b"other")
-    with pytest.raises(EcdError, match="sends another file than recorded"):
+    with pytest.raises(EcdError, match="sends a file other than the one recorded"):
         fetch(project, "mp-135", tmp_path)
 
 

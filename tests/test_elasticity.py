@@ -207,7 +207,7 @@ def test_the_official_data_set_from_a_local_copy(tmp_path, monkeypatch: pytest.M
     assert len(result.names) == 70
     for other in ({"rows": rows, "shift": 0.1}, {"rows": rows[:60]}):
         official(tmp_path, **other)
-        with pytest.raises(EcdError, match="other crystals or labels than the table of folds"):
+        with pytest.raises(EcdError, match="differs from the table of folds"):
             load_problem(CgcnnParameters(crystals="matbench-official"))
 
 
@@ -252,14 +252,14 @@ def test_what_cannot_be_calibrated_is_said(small, tmp_path) -> None:
 
 
 def test_what_does_not_fit_is_refused_in_words(tmp_path) -> None:
-    with pytest.raises(EcdError, match="is no target on crystals=matbench"):
+    with pytest.raises(EcdError, match="is not a target on crystals=matbench"):
         load_problem(CgcnnParameters(target="debye_temperature"))
     bad = tmp_path / "bad.npz"
     bad.write_bytes(b"nothing")
     for load in (load_result, load_model):
         with pytest.raises(EcdError, match=r"bad\.npz: is not a readable"):
             load(bad)
-    with pytest.raises(EcdError, match="is of the kind 'fusion model', not 'elasticity model'"):
+    with pytest.raises(EcdError, match="is a model of kind 'fusion model', not 'elasticity model'"):
         load_model("fusion-lightgbm", "elasticity model")
     done = CliRunner().invoke(app, ["train-cgcnn", "-o", str(tmp_path / "r.npz"), "--final", str(tmp_path / "m.npz")])
     assert isinstance(done.exception, EcdError)

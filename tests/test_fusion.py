@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.model_selection import cross_val_score
 from typer.testing import CliRunner
 
 from ecdlib.base.errors import EcdError
+from ecdlib.base.workers import Bounded
 from ecdlib.cli import app
 from ecdlib.data.properties import UNITS, labelled
 from ecdlib.data.tables import load_crystals
@@ -24,7 +26,7 @@ from ecdlib.learn.portability import ROUTES
 from ecdlib.learn.predict import load_predictors, predict
 from ecdlib.learn.result import TEST, Result, load_result, shipped_results
 from ecdlib.models.attention_cnn import AttentionCNN
-from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler
+from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler, load_trees
 from ecdlib.models.fusion_network import FusionNetwork
 
 RNG = np.random.default_rng(0)
@@ -57,6 +59,65 @@ def test_trees_learn_and_repeat_themselves(trials: int) -> None:
     a, b = (model.predict(X[100:]) for model in models)
     np.testing.assert_array_equal(a, b)
     assert np.corrcoef(a, Y[100:])[0, 1] > 0.5
+
+
+#: Texts of trees that LightGBM itself takes, or that end its process.
+CRAFTED = {
+    "a feature beyond the input": (r"split_feature=\d+", "split_feature=99999999"),
+    "a feature just beyond the input": (r"split_feature=\d+", f"split_feature={X.shape[1]}"),
+    "a negative feature": (r"split_feature=\d+", "split_feature=-7"),
+    "more features than the model has": (r"max_feature_idx=\d+", "max_feature_idx=99999999"),
+    "fewer features than the model has": (r"max_feature_idx=\d+", "max_feature_idx=0"),
+    "features of a carriage return": ("num_cat=", "num_cat=0\rsplit_feature=99999999\rnum_cat="),
+    "leaves without number": (r"num_leaves=\d+", "num_leaves=2000000000"),
+    "a circle of children": (r"left_child=-?\d+", "left_child=0"),
+    "no trees": ("(?s).*", ""),
+}
+
+
+def trees_text() -> str:
+    """Trees on all columns of X, as LightGBM writes them."""
+    fitted = FusionLightGBM(0, trials=0).fit(X[:60], Y[:60])
+    return str(fitted.booster_.model_to_string())
+
+
+@pytest.mark.parametrize("crafted", CRAFTED)
+def test_crafted_trees_are_refused(crafted: str) -> None:
+    """Some of them end the process, or answer with what lies beside the input in memory."""
+    text = trees_text()
+    assert load_trees(text, X.shape[1], trusted=False).num_feature() == X.shape[1]
+    old, new = CRAFTED[crafted]
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    with pytest.raises(ValueError, match=r"trees"):
+        load_trees(changed, X.shape[1], trusted=False)
+
+
+def test_trees_of_which_bytes_are_lost_or_changed_are_refused_or_predict() -> None:
+    """What is accepted must not end the process that predicts with it."""
+    text = trees_text()
+    rng, refused = np.random.default_rng(0), 0
+    rows = rng.normal(size=(200, X.shape[1])) * 10.0 ** rng.integers(-3, 4, (200, 1))
+    predict = Bounded(60, 2 * 2**30, ["lightgbm", "ecdlib.models.fusion_lightgbm"])
+    try:
+        for _ in range(40):
+            content = bytearray(text.encode())
+            for at in rng.integers(0, len(content) // 2, rng.integers(1, 4)):
+                content[at] = rng.integers(32, 127)
+            damaged = content.decode() if rng.random() < 0.8 else content[: rng.integers(len(content))].decode()
+            try:
+                load_trees(damaged, X.shape[1], trusted=False)
+            except ValueError:
+                refused += 1
+            else:
+                assert predict(_predict_with_trees, damaged, rows).shape == (200,)
+    finally:
+        predict.end()
+    assert 5 < refused < 40
+
+
+def _predict_with_trees(text: str, rows: np.ndarray) -> np.ndarray:
+    return np.asarray(load_trees(text, X.shape[1], trusted=True).predict(rows, num_threads=1))
 
 
 @pytest.mark.parametrize("model", [FusionLightGBM(20, 8, trials=0), FusionNetwork(epochs=2, device="cpu", seed=3)])
@@ -175,7 +236,7 @@ def test_the_cost_of_a_conversion_is_that_of_the_model_itself() -> None:
     other = load_model("fusion-attention").movement("bulk_modulus", relative=True)
     assert not np.allclose(moved["shells"], other["shells"])
     without = {k: v for k, v in model.arrays.items() if not k.startswith("pairs/")}
-    with pytest.raises(EcdError, match="not known what a conversion costs"):
+    with pytest.raises(EcdError, match="what a conversion costs is not known"):
         fusion.FusionModel(without, model.meta, "mine.npz").movement("bulk_modulus")
 
 
@@ -195,7 +256,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.npz").write_bytes(b"no result")
     with pytest.raises(EcdError, match="not a readable result"):
         load_result(tmp_path / "r.npz")
-    with pytest.raises(EcdError, match="is a result of elasticity, not of fusion"):
+    with pytest.raises(EcdError, match="is a result of kind 'elasticity', not 'fusion'"):
         load_result("elasticity/decision-tree", "fusion")
 
 

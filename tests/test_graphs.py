@@ -173,7 +173,7 @@ def test_cache_holds_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_crystals_that_are_no_graph() -> None:
     with pytest.raises(EcdError, match="without neighbours within 8"):
         crystal_graphs([Structure(Lattice.cubic(20), ["Ar"], [[0, 0, 0]])])
-    with pytest.raises(EcdError, match="two atoms at one place"):
+    with pytest.raises(EcdError, match="two atoms at the same place"):
         crystal_graphs([Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.001]])])
     with pytest.raises(EcdError, match="disordered"):
         crystal_graphs([Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])])

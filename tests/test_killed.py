@@ -110,16 +110,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         *(pytest.param(which, 5, marks=pytest.mark.slow) for which in COMMANDS if which not in QUICK),
     ],
 )
-def test_a_kill_at_any_write_is_survived(which: str, kills: int, run: Any, tmp_path: Path) -> None:
+def test_a_kill_at_any_write_is_survived(
+    which: str, kills: int, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, writes = run(which, "whole")
     assert code == 0, (tmp_path / "log").read_text()[-500:]
     suffix = Path(COMMANDS[which][COMMANDS[which].index("-o") + 1]).suffix
     wanted = content(tmp_path / f"whole{suffix}")
     rng = np.random.default_rng(0)
-    for kill_at in sorted(rng.choice(np.arange(1, writes + 1), min(kills, writes), replace=False)):
+    tried = sorted(rng.choice(np.arange(1, writes + 1), min(kills, writes), replace=False))
+    for kill_at in tried:
         name = f"killed{kill_at}"
         assert run(which, name, int(kill_at))[0] == -signal.SIGKILL
         code, _ = run(which, name)
         assert code == 0, (tmp_path / "log").read_text()[-500:]
         assert content(tmp_path / f"{name}{suffix}") == wanted
         assert not (tmp_path / f"{name}{suffix}.parts").exists()
+    with capsys.disabled():
+        print(f"\n{which}: {len(tried)} kills survived, at {writes} writes", end="")

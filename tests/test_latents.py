@@ -165,7 +165,7 @@ def test_shipped_autoencoders_do_what_their_losses_say(name: str) -> None:
 def test_a_missing_autoencoder_is_named() -> None:
     with pytest.raises(EcdError, match="no such trained model"):
         load_model("periodic-17")
-    with pytest.raises(EcdError, match="is of the kind 'elasticity model', not 'autoencoder'"):
+    with pytest.raises(EcdError, match="is a model of kind 'elasticity model', not 'autoencoder'"):
         load_model("cgcnn", "autoencoder")
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_a_database_is_refused(tmp_path: Path) -> None:
     mixed = [load_density("NaCl_225"), replace(load_density("Fe3SnC_221"), convention="other")]
     with pytest.raises(EcdError, match="several valence conventions"):
         write_latents(tmp_path / "a.npz", mixed, load_model("periodic-16"))
-    with pytest.raises(EcdError, match="two densities of this name"):
+    with pytest.raises(EcdError, match="two densities with this name"):
         write_latents(tmp_path / "a.npz", [load_density("NaCl_225")] * 2, load_model("periodic-16"))
     assert [f.name for f in tmp_path.iterdir()] == ["cut.npz"]
 

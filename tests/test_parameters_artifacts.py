@@ -38,7 +38,7 @@ from ecdlib.book.artifacts import (
     weigh,
     write_payload,
 )
-from ecdlib.book.parameters import NOTEBOOKS, changed, describe, resolve, schema, slug, title
+from ecdlib.book.parameters import NOTEBOOKS, changed, parameter_rows, resolve, run_name, schema, title
 from ecdlib.book.scoreboard import FINDINGS, scoreboard_page
 
 
@@ -82,8 +82,8 @@ def test_a_parameter_that_cannot_be_is_named_with_its_meaning(given_values, prob
 
 
 def test_an_unknown_notebook_is_refused_with_the_list_of_known_ones():
-    for call in (schema, describe, title, runs.notebook_path):
-        with pytest.raises(EcdError, match=r"nonsense: no such notebook\. There are: .*features"):
+    for call in (schema, parameter_rows, title, runs.notebook_path):
+        with pytest.raises(EcdError, match=r"nonsense: no such notebook\. Choose one of: .*features"):
             call("nonsense")
 
 
@@ -101,13 +101,13 @@ def test_presets_are_valid_and_start_from_the_defaults(notebook):
     for profile in ("quick", "full", "tiny"):
         values = resolve(notebook, {}, profile)
         assert values.profile == profile
-        assert changed(notebook, values) == {}, "a preset is no change"
+        assert changed(notebook, values) == {}, "a profile is not a change"
     assert resolve(notebook, {}, "full").model_dump() == {**quick.model_dump(), "profile": "full", **kind.full}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_the_description_tells_all_of_the_schema(notebook):
-    rows = {row["name"]: row for row in describe(notebook)}
+    rows = {row["name"]: row for row in parameter_rows(notebook)}
     assert list(rows) == list(schema(notebook).model_fields)
     assert all(row["meaning"] for row in rows.values())
     assert rows["device"]["type"] == "auto | cpu | cuda"
@@ -131,16 +131,16 @@ def test_each_run_has_a_name_of_its_own():
         resolve("baseline", {"voxel": 0.25}),
         resolve("baseline", {"seed": 5}),
     ]
-    names = [slug("baseline", values) for values in runs_]
+    names = [run_name("baseline", values) for values in runs_]
     assert len(set(names)) == len(names)
-    assert slug("baseline", resolve("baseline", {})) == "baseline"
-    assert slug("baseline", resolve("baseline", {"folds": "10"})) == "baseline", "the default, spelled out"
-    assert slug("baseline", resolve("baseline", {"folds": 5}, "full")) == "baseline--full--folds-5"
+    assert run_name("baseline", resolve("baseline", {})) == "baseline"
+    assert run_name("baseline", resolve("baseline", {"folds": "10"})) == "baseline", "the default, spelled out"
+    assert run_name("baseline", resolve("baseline", {"folds": 5}, "full")) == "baseline--full--folds-5"
 
 
 @given(st.text(max_size=20))
 def test_names_of_runs_are_names_of_files(text):
-    name = slug("features", resolve("features", {}).model_copy(update={"example": text}))
+    name = run_name("features", resolve("features", {}).model_copy(update={"example": text}))
     assert "/" not in name
     assert name.isascii()
     assert " " not in name
@@ -321,7 +321,7 @@ def test_an_estimate_counts_beyond_two_standard_errors(ours, error, verdict):
 
 
 def test_a_tolerance_that_cannot_be_read_is_refused():
-    with pytest.raises(EcdError, match=r"x: '10' is no tolerance"):
+    with pytest.raises(EcdError, match=r"x: '10' is not a tolerance"):
         weigh(reported("5", "10"), [5])
     with pytest.raises(EcdError, match="2 tolerances for 3 numbers"):
         weigh(reported("5; 6; 7", "exact; 5 %"), [5, 6, 7])
@@ -489,7 +489,7 @@ def test_results_for_unlisted_artifacts_are_refused(one, tmp_path):
         write_payload(tmp_path, "no-such-thing", [1.0], made_by=MADE_BY)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "orphan.json").write_text(json.dumps({"id": "orphan"}))
-    with pytest.raises(EcdError, match="no listed artifact"):
+    with pytest.raises(EcdError, match="not a result for a listed artifact"):
         read_payloads([tmp_path])
     (tmp_path / "orphan.json").write_text(json.dumps({"id": one, "verdict": "partly"}))
     assert read_payloads([tmp_path]) == {}, "judged by older rules: as if it had not run"
@@ -541,7 +541,7 @@ def test_without_any_run_the_scoreboard_says_so(tmp_path, monkeypatch, capsys):
 
 def finished(build: Path, name: str, values: Any, one: str, ours: list[float]) -> None:
     """A finished run as the command line leaves it."""
-    folder = build / "runs" / slug(name, values)
+    folder = build / "runs" / run_name(name, values)
     made_by = {"notebook": name, "parameters": values.model_dump()}
     write_payload(folder / "results", one, ours, reason="made up", made_by=made_by)
     meta = {"notebook": name, "parameters": values.model_dump(), "key": runs.cache_key(name, values)} | {"reads": {}}

@@ -75,7 +75,7 @@ def test_files_of_something_else_stay(tmp_path: Path) -> None:
     mine = tmp_path / "r.npz.parts" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(EcdError, match="holds files of something else"):
+    with pytest.raises(EcdError, match="holds files that do not belong to this run"):
         squares(tmp_path / "r.npz")
     assert mine.read_text() == "mine"
 

@@ -55,7 +55,7 @@ def test_records_are_complete_and_a_training_crystal_comes_back(predictors: list
         assert abs(r["value"] - labels[r["property"].replace(" ", "_")]) < 3 * r["std"]
         assert r["std"] > 0
         assert r["warnings"] == []
-        assert (r["conversion_std"], r["conversion"]) == (0, "valence Na 7, Cl 7, that of our data")
+        assert (r["conversion_std"], r["conversion"]) == (0, "valence Na 7, Cl 7, as in our data")
 
 
 def test_every_shipped_prediction_follows_from_the_shipped_weights(predictors: list[Predictor]) -> None:
@@ -164,7 +164,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "come from the conversion" not in printed.out
     assert run(monkeypatch, NACL, "--valence", "Na=3,Cl=7") == 2
     printed = capsys.readouterr()
-    assert printed.err == "ecd: Na=3: no whole shells have so many electrons. Possible: 1, 7, 9.\n"
+    assert printed.err == "ecd: Na=3: no set of whole shells holds that many electrons. Possible: 1, 7, 9.\n"
 
 
 def test_a_converted_density_is_not_given_to_a_model_on_raw_ones() -> None:

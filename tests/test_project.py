@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import ecdlib
 from ecdlib import cli
 from ecdlib.base.resources import ROOT, data_folder
-from ecdlib.book.parameters import NOTEBOOKS, describe
+from ecdlib.book.parameters import NOTEBOOKS, parameter_rows
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONDA_NAMES = {"pytorch-cpu": "torch", "xgboost": "xgboost-cpu"}
@@ -227,12 +227,13 @@ def test_list_prints_the_notebooks_and_their_parameters(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     listed = json.loads(capsys.readouterr().out)
-    assert {name: entry["parameters"] for name, entry in listed.items()} == {name: describe(name) for name in NOTEBOOKS}
+    shown = {name: entry["parameters"] for name, entry in listed.items()}
+    assert shown == {name: parameter_rows(name) for name in NOTEBOOKS}
     monkeypatch.setattr(sys, "argv", ["ecd", "list"])
     with pytest.raises(SystemExit):
         cli.main()
     text = capsys.readouterr().out
-    assert all(row["name"] in text for name in NOTEBOOKS for row in describe(name))
+    assert all(row["name"] in text for name in NOTEBOOKS for row in parameter_rows(name))
 
 
 def test_data_lists_the_bundled_crystals(monkeypatch, capsys):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -152,6 +157,35 @@ def test_a_cluster_gives_the_same(files: Path, tmp_path: Path, model: str, monke
     pd.testing.assert_frame_equal(there, here, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_the_same_command_resumes(files: Path, tmp_path: Path, model: str) -> None:
+    """Ctrl-C reaches the workers too, which had 67 lines to say about it."""
+    text = (files / "NaCl_225.vasp").read_text()
+    for n in range(100):
+        (files / f"{n}.vasp").write_text(text)
+    program = "from ecdlib import cli; from ecdlib.crystals import screening; screening.CHUNK = 1; cli.main()"
+    command = ["screen", str(files), "-o", str(tmp_path / "t.parquet"), "--model", model, "--workers", "2"]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *command],
+            stderr=said,
+            stdout=said,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored
+        )
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "t.parquet.parts").glob("[!.]*.npz")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 130
+    lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.strip()]
+    assert [line for line in lines if "Screening:" not in line] == ["ecd: interrupted; the same command resumes"]
+    done = len(list((tmp_path / "t.parquet.parts").glob("[!.]*.npz")))
+    assert 0 < done < 100
+
+
 def test_the_paper_s_filter(files: Path, tmp_path: Path, model: str) -> None:
     Poscar(Structure(load_structures()["MgO_225"].lattice, ["Po"], [[0, 0, 0]])).write_file(files / "Po.vasp")
     everything, _ = run(str(files), out=tmp_path / "a.parquet", model=model)
@@ -203,14 +237,14 @@ def test_training_crystals_are_marked(tmp_path: Path, model: str) -> None:
 def test_crystals_of_one_id_are_not_mixed_up(files: Path, tmp_path: Path, model: str) -> None:
     table, done = run(str(files), str(files), out=tmp_path / "t.parquet", model=model)
     assert table["id"].is_unique
-    assert sum("a crystal of this id came before" in line for line in done.failed) == len(table)
+    assert sum("an earlier crystal has this id" in line for line in done.failed) == len(table)
 
 
 def test_files_that_lie_in_the_way_stay(files: Path, tmp_path: Path, model: str) -> None:
     own = tmp_path / "t.parquet.parts"
     own.mkdir()
     (own / "mine.txt").write_text("mine")
-    with pytest.raises(EcdError, match="holds files of something else"):
+    with pytest.raises(EcdError, match="holds files that do not belong to this run"):
         run(str(files), out=tmp_path / "t.parquet", model=model)
     assert (own / "mine.txt").read_text() == "mine"
     with pytest.raises(EcdError, match="is a folder"):
@@ -218,16 +252,16 @@ def test_files_that_lie_in_the_way_stay(files: Path, tmp_path: Path, model: str)
 
 
 def test_a_worker_with_another_model_says_so(model: str) -> None:
-    with pytest.raises(EcdError, match="is another model on a worker"):
+    with pytest.raises(EcdError, match="differs from the model on a worker"):
         screening._work((0, []), model, "0" * 64)
 
 
 def test_bad_names_and_files_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["screen", "labelled", "-o", str(tmp_path / "t.csv")])
     assert isinstance(done.exception, EcdError)
-    assert "Let it end in .parquet" in str(done.exception)
+    assert "It must end in .parquet" in str(done.exception)
     (tmp_path / "no.parquet").write_bytes(b"PAR1")
-    with pytest.raises(EcdError, match="is no table of `ecd screen`"):
+    with pytest.raises(EcdError, match="is not a table of `ecd screen`"):
         load_screened(tmp_path / "no.parquet")
     done = CliRunner().invoke(app, ["screen", "x", "-o", str(tmp_path / "t.parquet"), "--model", "no.npz"])
     assert isinstance(done.exception, EcdError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -65,6 +66,26 @@ def test_folder(tmp_path: Path) -> None:
     assert good == read(tmp_path)[0]
 
 
+def test_a_folder_that_may_not_be_opened_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an administrator permissions mean nothing, so that the system's answer is made up."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "hidden.cif").write_text(CIF)
+    (tmp_path / "salt.cif").write_text(CIF)
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (good,), (bad,) = read(tmp_path)
+    assert good.id == "salt.cif"
+    assert bad == Failure(str(tmp_path / "closed"), "cannot be opened (Permission denied)")
+    with pytest.raises(EcdError, match=r"holds no crystal that can be used \(.*closed: cannot be opened \(Permission"):
+        read(tmp_path / "closed")
+
+
 def test_one_file(tmp_path: Path) -> None:
     path = tmp_path / "salt.cif"
     path.write_text(CIF)
@@ -75,7 +96,7 @@ def test_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.cif", CIF[:200], r"a\.cif: holds no crystal that can be used \(a\.cif: is no complete CIF"),
+        ("a.cif", CIF[:200], r"a\.cif: holds no crystal that can be used \(a\.cif: is not a complete CIF"),
         ("a.cif", "", "the file is empty"),
         ("a.txt", "x", r"a\.txt: is not a file that holds crystals\. Give a folder"),
         ("a.csv", "", "the file is empty"),
@@ -163,8 +184,8 @@ def test_radioactive_elements() -> None:
         (("Na", "Cl"), 0.1, ""),
         (("Na", "Cl"), 3.0, ""),
         (("Na", "Cl"), None, ""),
-        (("Na", "Cl"), 0.0, "band gap of 0 eV is not within 0.1 to 3 eV"),
-        (("Na", "Cl"), 3.001, "band gap of 3.001 eV is not within 0.1 to 3 eV"),
+        (("Na", "Cl"), 0.0, "band gap of 0 eV is outside 0.1 to 3 eV"),
+        (("Na", "Cl"), 3.001, "band gap of 3.001 eV is outside 0.1 to 3 eV"),
         (("U", "N"), 1.0, "radioactive: U"),
         (("U", "Tc"), None, "radioactive: Tc, U"),
         (("Si", "Si"), 0.6, "a single element"),
@@ -180,7 +201,7 @@ def test_filter_is_applied(tmp_path: Path) -> None:
     assert [each.id for each in read(path)[0]] == ["Na", "K", "Th"]
     assert [each.id for each in read(path, filter=True)[0]] == ["K"]
     path = table(path, rows[::2])
-    with pytest.raises(EcdError, match=r"no crystal passes the filter \(Th: radioactive: Th\)\. Leave the filter out"):
+    with pytest.raises(EcdError, match=r"no crystal passes the filter \(Th: radioactive: Th\)\. Omit the filter"):
         read(path, filter=True)
 
 
@@ -242,7 +263,7 @@ def test_gnome_is_incomplete(tmp_path: Path) -> None:
         read(f"gnome:{tmp_path}")
     gnome(tmp_path)
     (tmp_path / "by_composition.zip").write_bytes(b"PK")
-    with pytest.raises(EcdError, match="is no sound zip archive"):
+    with pytest.raises(EcdError, match="is not a sound zip archive"):
         read(f"gnome:{tmp_path}")
     (tmp_path / "by_composition.zip").unlink()
     with pytest.raises(EcdError, match=r"holds none of by_composition\.zip, by_id\.zip"):
@@ -379,7 +400,7 @@ def test_hypothetical() -> None:
 
 @pytest.mark.parametrize("source", ["hypothetical:", "hypothetical:x", "hypothetical:-1", "hypothetical:1:2:3"])
 def test_hypothetical_is_misspelt(source: str) -> None:
-    with pytest.raises(EcdError, match=r"is not understood\. Write hypothetical, hypothetical:N"):
+    with pytest.raises(EcdError, match=r"cannot be parsed\. Write hypothetical, hypothetical:N"):
         read_source(source)
 
 

@@ -244,7 +244,7 @@ def test_densities_of_two_conventions_do_not_go_into_one_store(tmp_path):
 
 def test_names_are_unique_and_something_must_be_written(tmp_path):
     density = load_density("LiH_225")
-    with pytest.raises(EcdError, match="two entries of this name"):
+    with pytest.raises(EcdError, match="two entries with this name"):
         write_store(tmp_path / "s.h5", [density, density])
     with pytest.raises(EcdError, match="nothing to write"):
         write_store(tmp_path / "s.h5", [])
@@ -297,7 +297,7 @@ def test_a_selection_of_a_store_gives_the_same_densities_in_the_order_asked_for(
     assert same(part["LiH_225"], store["LiH_225"])
     with pytest.raises(EcdError, match="no such crystal"):
         store.select(["nothing"])
-    with pytest.raises(EcdError, match=r"no such selection of densities\. There are: cubic-892"):
+    with pytest.raises(EcdError, match=r"no such selection of densities\. Choose one of: cubic-892"):
         load_selection("nothing")
 
 

@@ -48,10 +48,10 @@ def test_oxidation_states_are_dropped(fmt: str) -> None:
 
 
 BAD = {
-    "truncated in an atom": (CIF[:-60], "no complete CIF"),
+    "truncated in an atom": (CIF[:-60], "not a complete CIF"),
     "truncated after an atom": (CIF[: CIF.index("  Cl  Cl1")], "not those of its formula"),
-    "truncated before the atoms": (CIF[:200], "no complete CIF"),
-    "NaN in CIF": (CIF.replace("0.50000000", "nan", 1), "no complete CIF"),
+    "truncated before the atoms": (CIF[:200], "not a complete CIF"),
+    "NaN in CIF": (CIF.replace("0.50000000", "nan", 1), "not a complete CIF"),
     "NaN in POSCAR": (POSCAR.replace("0.5000000000000000", "nan", 1), "not finite"),
     "NaN in JSON": (JSON.replace("0.5", "NaN", 1), "not finite"),
     "two elements on a site": (salt({"Na": 0.5, "K": 0.5}, "Cl").to(fmt="cif"), "is disordered"),
@@ -59,14 +59,14 @@ BAD = {
     "flat POSCAR": (re.sub(r"4\.0+", "0.0", POSCAR, count=1), "span no volume"),
     "flat JSON": (JSON.replace("[0.0, 0.0, 4.0]", "[0.0, 4.0, 0.0]"), "span no volume"),
     "thin cell": (JSON.replace("[0.0, 0.0, 4.0]", "[0.0, 400.0, 0.01]"), "span no volume"),
-    "flat CIF": (CIF.replace("90.0", "0.0"), "no complete CIF"),
-    "no element": (salt("X", "Cl").to(fmt="cif"), "no element"),
+    "flat CIF": (CIF.replace("90.0", "0.0"), "not a complete CIF"),
+    "no element": (salt("X", "Cl").to(fmt="cif"), "not an element"),
     "overlap": (JSON.replace("0.5", "0.01"), "0.07 Å apart"),
     "no elements named": ("x\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\ndirect\n0 0 0\n.5 .5 .5\n", "names no elements"),
-    "empty": ("", "no complete CIF"),
-    "prose": ("hello", "no complete CIF"),
-    "other JSON": ('{"a": 1}', "no complete CIF"),
-    "half JSON": (JSON[:80], "no complete CIF"),
+    "empty": ("", "not a complete CIF"),
+    "prose": ("hello", "not a complete CIF"),
+    "other JSON": ('{"a": 1}', "not a complete CIF"),
+    "half JSON": (JSON[:80], "not a complete CIF"),
     "deep JSON": ('{"a":' * 100_000, "too deeply"),
     "two crystals": (CIF + CIF.replace("data_", "data_x"), "holds 2 crystals"),
 }
@@ -120,16 +120,16 @@ def test_charges_and_isotopes_are_those_of_the_element() -> None:
 
 NOTHING: list[Any] = []
 BAD_SOURCES: dict[str, tuple[Any, str]] = {
-    "part empty": (salt({"Na": 0.5}, "Cl"), "Structure: is disordered (sites occupied in part or by several elements)"),
+    "part empty": (salt({"Na": 0.5}, "Cl"), "Structure: is disordered (sites occupied partly or by several elements)"),
     "mixed": (salt({"Na": 0.5, "K": 0.5}, "Cl"), "Structure: is disordered"),
     "overlap": (salt(a=0.4), "Structure: has atoms only 0.35 Å apart"),
     "no atoms": (Structure(4 * np.eye(3), NOTHING, NOTHING), "Structure: holds no atoms"),
-    "no element": (salt("X", "Cl"), "Structure: holds something that is no element"),
-    "no element of ASE": (Atoms("X", cell=4 * np.eye(3), pbc=True), "Atoms: holds something that is no element"),
+    "no element": (salt("X", "Cl"), "Structure: holds something that is not an element"),
+    "no element of ASE": (Atoms("X", cell=4 * np.eye(3), pbc=True), "Atoms: holds something that is not an element"),
     "no cell": (Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.74]]), "Atoms: its cell vectors span no volume"),
     "10,000 atoms": (
         Structure(80 * np.eye(3), ["Cu"] * 10648, np.indices((22, 22, 22)).reshape(3, -1).T / 22),
-        "Structure: has 10,648 atoms, more than 2,000 are not taken. Give its primitive cell.",
+        "Structure: has 10,648 atoms; the limit is 2,000. Give its primitive cell.",
     ),
     "no name": ("NaCl_999", "NaCl_999: no such file, and no labelled crystal of that name."),
     "no structure": (3.5, "float: is neither a structure nor the name of one"),
@@ -161,7 +161,7 @@ def test_files_that_hold_no_crystal(name: str, content: bytes, tmp_path: Path) -
 def test_vacuum_is_noticed_and_a_layered_crystal_is_none() -> None:
     graphene = Structure(Lattice.hexagonal(2.46, 15), ["C", "C"], [[1 / 3, 2 / 3, 0.02], [2 / 3, 1 / 3, 0.02]])
     assert structure_warnings(graphene) == [
-        "looks like a slab (vacuum of 15 Å along c): only bulk crystals are known here"
+        "looks like a slab (vacuum of 15 Å along c): the models know only bulk crystals"
     ]
     tube = Structure(np.diag([3.0, 12, 12]), ["C", "C"], [[0, 0.5, 0.5], [0.5, 0.55, 0.5]])
     assert structure_warnings(tube)[0].startswith("looks like a wire (vacuum of 11 Å along b, 12 Å along c)")
@@ -175,7 +175,7 @@ def test_vacuum_is_noticed_and_a_layered_crystal_is_none() -> None:
 
 def test_atoms_too_near_each_other_are_noticed() -> None:
     (said,) = structure_warnings(salt("Na", "Na", a=2))
-    assert said == "has atoms suspiciously near each other (Na-Na 1.73 Å)"
+    assert said == "has atoms suspiciously close to each other (Na-Na 1.73 Å)"
 
 
 def test_no_labelled_crystal_is_odd() -> None:
@@ -226,9 +226,12 @@ def test_a_slab_is_answered_with_a_warning(tmp_path: Path, ecd: Callable[..., An
     ("options", "message"),
     [
         (["nothing.cif"], "nothing.cif: no such file, and no labelled crystal of that name."),
-        (["LiH_225", "--set", "Li=1"], "--set: is for a calculation. Add: --with gpaw"),
-        (["LiH_225", "--python", "p"], "--python: is for a calculation. Add: --with gpaw"),
-        (["LiH_225", "--with", "gpaw", "--convention", "chemical"], "--convention: is for superposed atoms. Convert"),
+        (["LiH_225", "--set", "Li=1"], "--set: applies only to a calculation. Add: --with gpaw"),
+        (["LiH_225", "--python", "p"], "--python: applies only to a calculation. Add: --with gpaw"),
+        (
+            ["LiH_225", "--with", "gpaw", "--convention", "chemical"],
+            "--convention: applies only to superposed atoms. Convert",
+        ),
         (["LiH_225", "-o", "d.h5"], "d.h5: is the name of a store"),
     ],
 )

@@ -155,7 +155,7 @@ def test_it_says_what_it_is_and_is_not_taken_for_a_self_consistent_density() -> 
     assert density.history == ("superposed from neutral free atoms, chemical, smoothed 0.3 Å",)
     assert density.name == "LiH"
     for smoothing in (0.0, 0.3):
-        with pytest.raises(EcdError, match="is converted already"):
+        with pytest.raises(EcdError, match="has already been converted"):
             recognize(superpose(load_structures()["LiH_225"], smoothing=smoothing))
 
 

@@ -78,7 +78,7 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(Interrupted):
         fit(Interrupting(15), *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False)
-    with pytest.raises(EcdError, match="another model, data or settings"):
+    with pytest.raises(EcdError, match="another model, other data or other settings"):
         fit(network(), *data, replace(QUICK, epochs=9), device="cpu", checkpoint=checkpoint, progress=False)
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(EcdError, match="not a readable checkpoint"):
@@ -159,5 +159,5 @@ def test_a_checkpoint_of_other_data_is_not_taken(data: tuple[torch.Tensor, torch
     with pytest.raises(Interrupted):
         fit(Interrupting(15), *data, QUICK, device="cpu", checkpoint=checkpoint, progress=False)
     for X, y in ((data[0] + 1, data[1]), (data[0], -data[1])):
-        with pytest.raises(EcdError, match="another model, data or settings"):
+        with pytest.raises(EcdError, match="another model, other data or other settings"):
             fit(Interrupting(100), X, y, QUICK, device="cpu", checkpoint=checkpoint, progress=False)

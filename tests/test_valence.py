@@ -119,7 +119,9 @@ def test_shells_hold_the_electrons_asked_for_and_one_valence_contains_the_smalle
         assert named[: len(before)] == before
         before = named
     impossible = set(range(Element(element).Z)) - set(steps)
-    with pytest.raises(EcdError, match=f"{element}={min(impossible)}: no whole shells have so many electrons. Possi"):
+    with pytest.raises(
+        EcdError, match=f"{element}={min(impossible)}: no set of whole shells holds that many electrons. Possi"
+    ):
         shells(element, min(impossible))
 
 
@@ -362,7 +364,7 @@ def test_a_calibration_is_kept_as_a_table(tmp_path: Path) -> None:
     write_calibration(path, {"V": (5, 0.02, -0.0003, "V_229"), "Na": (1, 0.001, 0.0, "NaCl_225")})
     assert read_calibration(path, valence) == {"V": (0.02, -0.0003)}
     assert read_calibration(path, Valence({"Cl": 7}, False, "")) == {}
-    with pytest.raises(EcdError, match=r"mine\.csv: calibrates V with 5 valence electrons, the density has 11"):
+    with pytest.raises(EcdError, match=r"mine\.csv: calibrates V with 5 valence electrons, but the density has 11"):
         read_calibration(path, replace(valence, electrons={"V": 11}))
 
 
@@ -468,7 +470,12 @@ def test_a_count_that_fits_several_valences_is_decided_by_the_density(name: str)
 @pytest.mark.parametrize(
     ("species", "electrons", "more", "problem"),
     [
-        ("Na Cl", 8, {"valence": {"Na": 3, "Cl": 5}}, "valence Na=3: no whole shells have so many electrons. Possible"),
+        (
+            "Na Cl",
+            8,
+            {"valence": {"Na": 3, "Cl": 5}},
+            "valence Na=3: no set of whole shells holds that many electrons. Possible",
+        ),
         (
             "Na Cl",
             8,
@@ -491,12 +498,12 @@ def test_a_count_that_fits_several_valences_is_decided_by_the_density(name: str)
             "Na Cl",
             14,
             {"convention": "gpaw-0.9.20000", "valence": {"Na": 1, "Cl": 13}},
-            "is of GPAW's sets with Na=7, Cl=7",
+            "uses GPAW's sets \\(Na=7, Cl=7\\)",
         ),
-        ("Na Cl", 28, {"convention": "all-electron"}, "is an all-electron density: no grid holds its cores"),
-        ("Am", 17, {}, "no valence shells are known for Am. Elements that are: H to Pu"),
+        ("Na Cl", 28, {"convention": "all-electron"}, "is an all-electron density: no grid resolves its cores"),
+        ("Am", 17, {}, "no valence shells are known for Am. Known: H to Pu"),
         ("Na Am", 18, {"valence": {"Na": 1, "Am": 17}}, "no valence shells are known for Am"),
-        ("Na Cl", 14, {"convention": "gpaw, smoothed 0.3 Å"}, "is converted already .*Convert the original"),
+        ("Na Cl", 14, {"convention": "gpaw, smoothed 0.3 Å"}, "has already been converted .*Convert the original"),
         ("", 8, {}, "has no atoms"),
     ],
 )
@@ -526,10 +533,10 @@ def test_a_magnetization_is_no_charge_density(tmp_path: Path) -> None:
 
 def test_a_density_is_not_converted_twice(tmp_path: Path) -> None:
     once = to_convention(read_density(VASP / "CHGCAR.NaCl.gz"))
-    with pytest.raises(EcdError, match="is converted already"):
+    with pytest.raises(EcdError, match="has already been converted"):
         to_convention(once)
     write_npz(once, tmp_path / "once.npz")
-    with pytest.raises(EcdError, match=r"once\.npz: is converted already"):
+    with pytest.raises(EcdError, match=r"once\.npz: has already been converted"):
         recognize(read_density(tmp_path / "once.npz"))
 
 
@@ -537,9 +544,9 @@ def test_text_with_a_valence() -> None:
     assert parse_valence("Na=1, Cl = 7,") == {"Na": 1, "Cl": 7}
     assert parse_valence("") == {}
     for text in ("Na", "Na=", "=1", "Na=x", "Na=-1", "Na=1.5", "Xx=1", "Na=1;Cl=7", "garbage", "Na=1=2", "Na=\u00b2"):
-        with pytest.raises(EcdError, match=r"is not element=electrons\. Write for example: Na=1,Cl=7"):
+        with pytest.raises(EcdError, match=r"is not element=electrons\. For example: Na=1,Cl=7"):
             parse_valence(text)
-    with pytest.raises(EcdError, match=r"Na=3: no whole shells have so many electrons\. Possible: 1, 7, 9\."):
+    with pytest.raises(EcdError, match=r"Na=3: no set of whole shells holds that many electrons\. Possible: 1, 7, 9\."):
         parse_valence("Na=3,Cl=7")
     with pytest.raises(EcdError, match="Am: no valence shells are known for it"):
         parse_valence("Am=9")
@@ -620,7 +627,7 @@ def test_a_potcar_of_another_calculation_does_not_fit_the_count(tmp_path: Path) 
     (tmp_path / "POTCAR").write_text(SODIUM_CHLORIDE)
     with pytest.raises(
         EcdError,
-        match=r"holds 8 electrons, not 14, as Na=7, Cl=7 would be\. Correct --valence, or what states it: a POTCAR",
+        match=r"holds 8 electrons, not 14, as Na=7, Cl=7 would be\. Correct --valence, or where it is stated: a POTCAR",
     ):
         recognize(read_density(tmp_path / "CHGCAR.gz"))
 
@@ -730,12 +737,12 @@ def files(tmp_path: Path) -> Path:
         ("TiNi", [], "fits several valences"),
         ("TiNi", ["--valence", "Ti=4,Ni=10"], "not 14, as Ti=4, Ni=10 would be"),
         ("TiNi", ["--valence", "Ti=4"], "no valence is given for Ni"),
-        ("TiNi", ["--valence", "Ti=5,Ni=15"], "Ti=5: no whole shells have so many electrons"),
+        ("TiNi", ["--valence", "Ti=5,Ni=15"], "Ti=5: no set of whole shells holds that many electrons"),
         ("TiNi", ["--valence", "Ti:4"], "is not element=electrons"),
         ("ion", [], "fits no known valence"),
         ("Am", [], "no valence shells are known for Am"),
         ("all", [], "an all-electron density"),
-        ("converted", [], "is converted already"),
+        ("converted", [], "has already been converted"),
     ],
 )
 @pytest.mark.parametrize("command", ["convert", "predict"])
@@ -805,8 +812,8 @@ def test_the_command_line_calibrates_and_predicts_with_it(
         (["{Ir}=NaCl_225"], "is not the same cell with the same atoms"),
         (["{Ir}=Xy9_225"], "no such file|no bundled density of that name"),
         (["nowhere=Ir_225"], "no such file"),
-        (["{Ir}=Ir_225", "--valence", "Ir=3"], "Ir=3: no whole shells"),
-        (["{Ir}=Ir_225", "{Ir}=Ir_225"], "calibrated already"),
+        (["{Ir}=Ir_225", "--valence", "Ir=3"], "Ir=3: no set of whole shells"),
+        (["{Ir}=Ir_225", "{Ir}=Ir_225"], "already calibrated"),
         (["{Ir}={Ir}"], "bundled|our recipe|convention"),
     ],
 )
@@ -817,7 +824,7 @@ def test_calibrations_that_cannot_be_made(
     write_npz(replace(load_densities("pairs")["Ir_225"], convention=None), path)
     assert re.search(problem, refused("calibrate", *(g.format(Ir=path) for g in given), "-o", tmp_path / "out.csv"))
     assert list(tmp_path.iterdir()) == [path]
-    assert "Let it end in .csv." in refused("calibrate", f"{path}=Ir_225", "-o", tmp_path / "out.txt")
+    assert "It must end in .csv." in refused("calibrate", f"{path}=Ir_225", "-o", tmp_path / "out.txt")
 
 
 def test_a_calibration_of_other_potentials_is_not_for_densities_of_gpaw(

@@ -152,7 +152,7 @@ def test_a_calibration_of_ones_own_goes_before_the_table(tmp_path: Path) -> None
     (record,) = predict(density, predictors, tmp_path / "mine.csv")
     assert record["conversion"].endswith("calibrated: Na; with the numbers of VASP's PBE potentials: Cl")
     (tmp_path / "other.csv").write_text("element,electrons,a,b,compound\nNa,7,0.1,0.0,mine\n")
-    with pytest.raises(EcdError, match="calibrates Na with 7 valence electrons, the density has 1"):
+    with pytest.raises(EcdError, match="calibrates Na with 7 valence electrons, but the density has 1"):
         predict(density, predictors, tmp_path / "other.csv")
 
 

@@ -64,13 +64,13 @@ def check_input(path: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise EcdError(path, "no such file", "Check the path.") from error
     except (OSError, ValueError) as error:
-        raise EcdError(path, f"cannot be opened ({_reason(error)})", "Check the path and who may read it.") from error
+        raise EcdError(path, f"cannot be opened ({_reason(error)})", "Check the path and its permissions.") from error
     if stat.S_ISDIR(found.st_mode):
         raise EcdError(path, "is a folder", "Name a file in it.")
     if not stat.S_ISREG(found.st_mode):
         raise EcdError(path, "is a pipe or a device, not a file", "Write its content to a file first.")
     if not os.access(path, os.R_OK):
-        raise EcdError(path, "may not be read (Permission denied)", "Change its permissions.")
+        raise EcdError(path, "cannot be read (Permission denied)", "Change its permissions.")
     if not found.st_size:
         raise EcdError(path, "the file is empty", "Write or copy it again.")
     return path
@@ -80,12 +80,12 @@ def check_output(out: str | os.PathLike[str], inputs: Iterable[object] = (), *, 
     """Refuse, before the work, a file that cannot be written or that must not be overwritten.
 
     Args:
-        inputs: what the command reads: files, also as ``store.h5::NAME``, ``A+B`` and ``FILE=NAME``; others are no
-            files and do not matter.
+        inputs: what the command reads: files, also as ``store.h5::NAME``, ``A+B`` and ``FILE=NAME``; anything
+            else is not a file and is ignored.
         stdout: whether the format can go to standard output (see :data:`STDOUT`).
 
     Raises:
-        EcdError: an input, a folder, a device, a pipe, no name, or a place that cannot be written.
+        EcdError: an input, a folder, a device, a pipe, an empty name, or a place that cannot be written.
     """
     text = os.fspath(out)
     if text in STDOUT:
@@ -93,7 +93,7 @@ def check_output(out: str | os.PathLike[str], inputs: Iterable[object] = (), *, 
             raise EcdError(text, "this format cannot go to standard output", "Give the name of a file.")
         return
     if not text or text == ".":  # what pathlib makes of nothing
-        raise EcdError("-o", "the name of the file to write is empty", "Give one.")
+        raise EcdError("-o", "the name of the output file is empty", "Give one.")
     try:
         found: os.stat_result | None = os.stat(text)
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def _not_written(target: object, error: Exception) -> EcdError:
 
 
 def _reserve(target: Path) -> Path:
-    """An empty new file beside ``target``: its name cannot be foreseen, so that nobody can have laid a link there."""
+    """An empty new file beside ``target``: its name is unpredictable, so that nobody can have put a link there."""
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary

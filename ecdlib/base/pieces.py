@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ecdlib.base.arrays import read_arrays
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write
 from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import files_read, note_read
@@ -56,8 +57,8 @@ class Pieces:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            with open(self.path(name), "rb") as f, np.load(f, allow_pickle=False) as z:
-                return {key: z[key] for key in z.files} | {"__note__": json.loads(str(z["__note__"]))}
+            arrays = read_arrays(self.path(name))
+            return arrays | {"__note__": json.loads(str(arrays["__note__"]))}
         except DAMAGED as error:
             raise EcdError(self.path(name), "is damaged", "Remove it; the same command makes it again.") from error
 
@@ -93,7 +94,7 @@ def in_pieces(out: Path, name: str, parameters: Mapping[str, Any]) -> Iterator[P
         parameters: JSON values. Pieces of other parameters, or of another commit, are not mixed with these.
 
     Raises:
-        EcdError: pieces of another run are in the way, or another process is at work on the same file.
+        EcdError: pieces of another run are already there, or another process is at work on the same file.
     """
     folder = out.with_name(f"{out.name}.parts")
     made_by = provenance(name, parameters, 0)
@@ -112,14 +113,14 @@ def in_pieces(out: Path, name: str, parameters: Mapping[str, Any]) -> Iterator[P
         if (folder / LABEL).is_file():
             found = _read_label(folder / LABEL)
             if found["label"]["parameters"] != label["parameters"]:
-                remedy = "Remove it, or use its parameters."
+                remedy = "Remove it, or use the same parameters."
                 raise EcdError(folder, "holds an interrupted run with other parameters", remedy)
             if found["label"]["commit"] != label["commit"]:
-                problem = f"holds a run that was begun with other sources ({found['label']['commit']})"
+                problem = f"holds a run begun with another version of the sources ({found['label']['commit']})"
                 raise EcdError(folder, problem, "Remove it, or go back to that commit.")
             pieces.made_by = found["made_by"]
         elif _visible(folder):
-            raise EcdError(folder, "holds files of something else", "Remove it, or choose another name.")
+            raise EcdError(folder, "holds files that do not belong to this run", "Remove it, or choose another name.")
         else:
             with atomic_write(folder / LABEL) as temporary:
                 temporary.write_text(json.dumps({"label": label, "made_by": made_by}), encoding="utf-8")

@@ -23,7 +23,7 @@ def _odd(size: int) -> int:
 
 def _subset(crystals: int) -> int:
     if 0 < crystals < 60:
-        raise ValueError("is too few to train and test on: take 0 for all, or at least 60")
+        raise ValueError("is too few to train and test on: use 0 for all, or at least 60")
     return crystals
 
 
@@ -41,7 +41,7 @@ class Parameters(BaseModel):
     full: ClassVar[dict[str, Any]] = {}
     tiny: ClassVar[dict[str, Any]] = {}
 
-    profile: Profile = Field("quick", description="preset these values started from")
+    profile: Profile = Field("quick", description="profile that these values started from")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where torch models run")
     seed: int = Field(0, ge=0, description="random seed")
 
@@ -70,7 +70,7 @@ class Parameters(BaseModel):
             raise EcdError(source, problem, remedy) from error
 
     def confirm(self, stored: Mapping[str, Any], file: object) -> None:
-        """Refuse to take a finished file for a result of these settings if it is of others.
+        """Refuse to take a finished file for a result of these settings if it was made with others.
 
         Raises:
             EcdError: the file was made with other settings.

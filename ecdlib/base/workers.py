@@ -29,11 +29,12 @@ def available_cores() -> int:
 
 def _check_workers(workers: int) -> None:
     if workers < 1:
-        raise EcdError(f"--workers {workers}", "at least one is needed", "Leave the option out: one for each core.")
+        raise EcdError(f"--workers {workers}", "at least one is needed", "Omit the option to use one per core.")
 
 
 def _begin_worker() -> None:
     """One thread of numbers, and an end with the process that started this one, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this one without a traceback
     os.environ.update(ONE_THREAD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -108,7 +109,7 @@ def map_chunks(
         client = Client(scheduler, timeout="10s")
     except (OSError, ValueError) as error:
         raise EcdError(
-            scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`, or leave the option out."
+            scheduler, "no Dask scheduler answers there", "Start one with `dask scheduler`, or omit the option."
         ) from error
     try:
         waiting = iter(chunks)
@@ -233,7 +234,7 @@ def _obey(connection: Connection, seconds: float, memory: int) -> None:
             work, arguments = connection.recv()
         except EOFError:
             return
-        signal.alarm(int(seconds) + 60)  # ends the process if nobody is left who would
+        signal.alarm(int(seconds) + 60)  # ends the process if nothing else is left to do so
         try:
             answer = True, work(*arguments)
         except Exception as error:

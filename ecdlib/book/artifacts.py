@@ -89,7 +89,7 @@ class Tolerance:
         """Read one entry of the list's column.
 
         Raises:
-            ValueError: no such tolerance.
+            ValueError: not a tolerance.
         """
         text = text.strip()
         if text in ("at most", "at least"):
@@ -98,7 +98,7 @@ class Tolerance:
             return cls("none" if text == "-" else "absolute")
         found = re.fullmatch(r"(?P<part>[\d.]+) %(?P<of> of 1-R2)?|± (?P<size>[\d.]+)", text)
         if found is None:
-            raise ValueError(f"{text!r} is no tolerance")
+            raise ValueError(f"{text!r} is not a tolerance")
         if found["size"]:
             return cls("absolute", float(found["size"]))
         return cls("unexplained" if found["of"] else "relative", float(found["part"]) / 100)
@@ -141,7 +141,7 @@ class Artifact:
 
     @property
     def numbers(self) -> list[float] | None:
-        """The reported numbers, or None if this artifact is no number."""
+        """The reported numbers, or None if this artifact is not a number."""
         try:
             return [float(part) for part in self.reported.split(";")]
         except ValueError:
@@ -152,7 +152,7 @@ class Artifact:
         """One for each reported number; empty where none is compared.
 
         Raises:
-            EcdError: not as many as there are numbers, or one that cannot be read.
+            EcdError: not as many as numbers, or one that cannot be read.
         """
         if not self.tolerance:
             return []
@@ -396,7 +396,7 @@ def read_payloads(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
         except ValueError as error:
             raise EcdError(path, "is not valid JSON", "Run its notebook again with --force.") from error
         if payload.get("id") not in load_artifacts():
-            raise EcdError(path, "is a result for no listed artifact", "Remove it, or add it to book/artifacts.csv.")
+            raise EcdError(path, "is not a result for a listed artifact", "Remove it, or add it to book/artifacts.csv.")
         if "evidence" in payload:  # else judged by older rules: as if it had not run
             found[payload["id"]] = payload
     return found

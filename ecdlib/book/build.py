@@ -107,7 +107,7 @@ def build_book(
 
 
 def _timed(notebook: str, values: Parameters, kernel: str | None, force: bool) -> tuple[Path, float | None]:
-    """Folder of a notebook's run and the seconds that it took; None if it was there."""
+    """Folder of a notebook's run and the seconds that it took; None if it was already there."""
     started = time.monotonic()
     folder, cached = execute(notebook, values, kernel=kernel, force=force)
     return folder, None if cached else time.monotonic() - started

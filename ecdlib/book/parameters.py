@@ -42,7 +42,7 @@ def _pair(name: str) -> str:
     from ecdlib.density.store import load_densities
 
     if name not in load_densities("pairs"):
-        raise ValueError(f"is not a pair; there are {', '.join(load_densities('pairs').names)}")
+        raise ValueError(f"is not a pair; choose one of {', '.join(load_densities('pairs').names)}")
     return name
 
 
@@ -235,7 +235,7 @@ class ScreeningParameters(Parameters):
 
 
 class CandidatesParameters(Parameters):
-    """Stiffest, most ductile, slowest: what one may believe of such lists."""
+    """Stiffest, most ductile, slowest: what such lists can be trusted for."""
 
     table: Table = Field("shipped", description="table that is sorted: a file of `ecd screen`, or the shipped one")
     top: int = Field(12, ge=3, le=100, description="rows of each list; lists that are judged are ten times as long")
@@ -289,7 +289,7 @@ def schema(notebook: str) -> type[Parameters]:
         EcdError: no notebook of that name.
     """
     if notebook not in NOTEBOOKS:
-        raise EcdError(notebook, "no such notebook", f"There are: {', '.join(NOTEBOOKS)}.")
+        raise EcdError(notebook, "no such notebook", f"Choose one of: {', '.join(NOTEBOOKS)}.")
     return NOTEBOOKS[notebook]
 
 
@@ -308,7 +308,7 @@ def changed(notebook: str, parameters: Parameters) -> dict[str, Any]:
     return {key: value for key, value in parameters.model_dump().items() if value != preset[key]}
 
 
-def slug(notebook: str, parameters: Parameters) -> str:
+def run_name(notebook: str, parameters: Parameters) -> str:
     """Name of a run and its page: the notebook's, then the profile if it is not ``quick``, then what was changed."""
     parts = [notebook] + ([parameters.profile] if parameters.profile != "quick" else [])
     parts += [f"{key}-{value}" for key, value in changed(notebook, parameters).items()]
@@ -318,7 +318,7 @@ def slug(notebook: str, parameters: Parameters) -> str:
     return "--".join(plain)
 
 
-def describe(notebook: str) -> list[dict[str, str]]:
+def parameter_rows(notebook: str) -> list[dict[str, str]]:
     """One row per parameter: name, type, quick and full value, meaning."""
     kind, rows = schema(notebook), []
     for name, info in kind.model_fields.items():

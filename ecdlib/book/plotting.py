@@ -142,7 +142,7 @@ def correlation_figure(features: Floats, voxel: float, levels: Sequence[float]) 
 
 
 def interactive(figure: go.Figure, alt: str) -> HTML | go.Figure:
-    """The figure as HTML that uses the book's own copy of plotly.js; ``alt`` describes it to who cannot see it.
+    """The figure as HTML that uses the book's own copy of plotly.js; ``alt`` describes it to those who cannot see it.
 
     In a live Jupyter session, the figure itself.
     """

@@ -128,7 +128,7 @@ def begin(notebook: str, namespace: dict[str, Any]) -> Run:
     rows = "".join(
         f"<tr><td><code>{r['name']}</code></td><td><b>{html.escape(str(getattr(values, r['name'])))}</b></td>"
         f"<td>{html.escape(r['quick'])}</td><td>{html.escape(r['full'])}</td><td>{html.escape(r['meaning'])}</td></tr>"
-        for r in parameters.describe(notebook)
+        for r in parameters.parameter_rows(notebook)
     )
     head = "".join(f"<th>{name}</th>" for name in ("parameter", "this run", "quick", "full", "meaning"))
     display(
@@ -189,7 +189,7 @@ def _plain(code: str) -> str:
 
 
 def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> str:
-    """Digest of what an executed notebook depends on beside the bundled files that it read."""
+    """Digest of what an executed notebook depends on besides the bundled files that it read."""
     own = (ROOT / getattr(values, name, "") for name in ("file", "table"))  # a user's: content counts, not the name
     parts = [sha256(path) for path in own if path.is_file()]
     parts += [values.model_dump_json(), str(kernel), code_key(nbformat.read(notebook_path(notebook), as_version=4))]
@@ -198,11 +198,11 @@ def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> s
 
 def run_folder(notebook: str, values: Parameters) -> Path:
     """Where a run keeps its executed notebook, results and key."""
-    return BUILD / "runs" / parameters.slug(notebook, values)
+    return BUILD / "runs" / parameters.run_name(notebook, values)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
-    """What a finished run notes of itself; empty if the folder holds none."""
+    """What a finished run records about itself; empty if the folder holds none."""
     try:
         return dict(json.loads((folder / "key.json").read_text()))
     except (OSError, ValueError):
@@ -267,8 +267,8 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
             remedy = f"See {failed.relative_to(ROOT)}."
             raise EcdError(f"notebook '{notebook}'", what.splitlines()[0], remedy) from error
         except (OSError, DeadKernelError) as error:
-            remedy = "Look for free disk space and memory, then run it again."
-            raise EcdError(f"notebook '{notebook}'", f"was cut off ({error})", remedy) from error
+            remedy = "Check free disk space and memory, then run it again."
+            raise EcdError(f"notebook '{notebook}'", f"ended unexpectedly ({error})", remedy) from error
         finally:
             if before is None:
                 del os.environ["ECD_RUN_FOLDER"]

@@ -53,7 +53,7 @@ def course_crystals(data: Data = "course") -> pd.DataFrame:
         EcdError: there is no such data set.
     """
     if data not in ("course", "full"):
-        raise EcdError(f"data {data!r}", "is no data set of the course", "Take 'course' or 'full'.")
+        raise EcdError(f"data {data!r}", "is not a data set of the course", "Choose 'course' or 'full'.")
     table = load_densities("cubic").table
     labels = ["bulk_modulus", "shear_modulus", "cohesive_energy"]
     known = table[["formula", "spacegroup", "n_atoms", "volume", "n_electrons"]].join(load_crystals()[labels])

@@ -58,7 +58,7 @@ class Exercise:
     """One exercise.
 
     Attributes:
-        session, name: where it stands.
+        session, name: where it is.
         kind: one of :data:`KINDS`.
         minutes: what it should take a student.
         pages: chapters that it belongs to.
@@ -87,7 +87,7 @@ def exercises(session: str | None = None, folder: Path = EXERCISES) -> list[Exer
         EcdError: there is no such session.
     """
     if session is not None and session not in SESSIONS:
-        raise EcdError(session, "is no session of the course", f"There are: {', '.join(SESSIONS)}.")
+        raise EcdError(session, "is not a session of the course", f"Choose one of: {', '.join(SESSIONS)}.")
     found = []
     for part in [session] if session else SESSIONS:
         for path in (folder / part).glob("*.ipynb"):
@@ -185,7 +185,7 @@ def solve(
     seconds = time.monotonic() - started
     if failed := errors_in(nb):
         name, why = next(iter(failed.items()))
-        raise EcdError(exercise.path, f"the solution fails in cell {name} ({why})", "Mend the exercise.")
+        raise EcdError(exercise.path, f"the solution fails in cell {name} ({why})", "Correct the exercise.")
     nb.metadata["ecdlib"] = {"key": key, "reads": reads, "seconds": round(seconds, 1), "data": data}
     with atomic_write(path) as temporary:
         nbformat.write(nb, temporary)
@@ -234,7 +234,7 @@ def make(
     """From the source notebooks: student versions, solutions, and the course in which nbgrader grades.
 
     Writes into ``folder``: ``release/`` (student versions), ``solutions/`` (executed, as notebook and HTML),
-    ``source/``, ``gradebook.db`` and ``nbgrader_config.py``. Submissions and marks that are there are kept.
+    ``source/``, ``gradebook.db`` and ``nbgrader_config.py``. Existing submissions and marks are kept.
 
     Raises:
         EcdError: nbgrader is not installed, a solution fails, or nbgrader refuses a notebook.
@@ -249,7 +249,7 @@ def make(
         texts = {exercise.path.name: nbformat.writes(prepared(exercise, data)) for exercise in own}
         present = {path.name: path.read_text(encoding="utf-8") for path in target.glob("*.ipynb")}
         if present and present != texts and any((folder / "submitted").glob(f"*/{session}")):
-            problem = "its exercises or data have changed since students handed in, and marks would not fit any more"
+            problem = "its exercises or data have changed since students handed in, so marks would no longer fit"
             raise EcdError(target, problem, "Make a new course: ecd course make --folder NEW.")
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)

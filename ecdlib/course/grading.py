@@ -151,12 +151,12 @@ def _accept(folder: Path, session: str, student: str) -> list[str]:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     if student != student.strip() or re.search(r"^\.|[\[\]*?]", student):
-        return [f"folder {student!r}: blanks at its ends, a dot at its start or any of []*? cannot be; rename it"]
+        return [f"folder {student!r}: rename it, without blanks at its ends, a dot at its start or any of []*?"]
     refused = []
     known = {exercise.path.name for exercise in exercises(session, folder / "source")}
     for path in sorted(came.glob("*.ipynb")):
         if path.name not in known:
-            refused.append(f"{path.name}: no exercise of that name")
+            refused.append(f"{path.name}: not an exercise of this session")
         elif path.stat().st_size > SIZE_LIMIT:
             refused.append(f"{path.name}: larger than {SIZE_LIMIT / 1e6:g} MB; hand it in without outputs")
         else:
@@ -167,7 +167,7 @@ def _accept(folder: Path, session: str, student: str) -> list[str]:
                 nbformat.write(nb, target / path.name)
             except Exception as error:
                 (target / path.name).unlink(missing_ok=True)
-                refused.append(f"{path.name}: cannot be read as a notebook ({type(error).__name__}); hand it in again")
+                refused.append(f"{path.name}: is not a readable notebook ({type(error).__name__}); hand it in again")
                 continue
             if lost:
                 refused.append(f"{path.name}: no marks for {', '.join(lost)}: cells deleted, or saved without metadata")
@@ -180,7 +180,7 @@ def _restore(nb: NotebookNode, released: NotebookNode) -> list[str]:
     A cell that an editor has split keeps them in its first part; tags, which could keep a test from being run, go.
 
     Returns:
-        Names of cells with marks that are not there.
+        Names of missing cells with marks.
     """
     known = {cell.metadata.nbgrader.grade_id: cell for cell in released.cells if "nbgrader" in cell.metadata}
     names = {cell.get("id"): name for name, cell in known.items()}

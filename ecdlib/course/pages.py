@@ -101,7 +101,7 @@ def session_page(session: dict[str, Any], times: dict[str, Any], solutions: bool
     text = [f"# Session {number}: {session['title']}", "", f"*{session['question']}*", ""]
     text += [f"<p><a href='../../../_static/slides/{name}.html'>Slides of this session</a></p>", ""]
     text += ["## Goals", "", *(f"- {goal}" for goal in session["goals"]), ""]
-    text += ["## What one needs before", "", *(f"- {need}" for need in session["prerequisites"]), ""]
+    text += ["## What you need to know", "", *(f"- {need}" for need in session["prerequisites"]), ""]
     text += ["## Plan", "", "| from | minutes | what |", "| --- | --- | --- |"]
     at = 0
     for minutes, what in session["plan"]:
@@ -134,7 +134,7 @@ def session_page(session: dict[str, Any], times: dict[str, Any], solutions: bool
 def _measured(times: dict[str, Any]) -> str:
     made = times["made_by"]
     if not made:
-        return "Times are not measured yet: `ecd course times` does it."
+        return "Times have not been measured yet: run `ecd course times`."
     net = "live commands and exercises without a network" if made["offline"] else "with a network"
     return f"Times were measured on {made['device']}, {net}, on {made['date']} (commit {made['commit']})."
 
@@ -370,13 +370,13 @@ def measure(report: Callable[[str], None] = lambda line: None) -> dict[str, Any]
     Chapters count as their last run took (``_build/runs``); live commands and solutions are run anew.
 
     Raises:
-        EcdError: a chapter has not run with the present sources, or a run fails.
+        EcdError: a chapter has not been run with the present sources, or a run fails.
     """
     chapters = {}
     for notebook in NOTEBOOKS:
         values = parameters.resolve(notebook, {}, "quick")
         if not is_current(notebook, values):
-            raise EcdError(notebook, "has not run with the present sources", "Run `ecd book` first.")
+            raise EcdError(notebook, "has not been run with the present sources", "Run `ecd book` first.")
         chapters[notebook] = json.loads((run_folder(notebook, values) / "key.json").read_text())["seconds"]
     live = {}
     for session in load_sessions():

@@ -61,7 +61,7 @@ def paper_filter(structure: Structure, band_gap: float | None) -> str:
     >>> from pymatgen.core import Lattice
     >>> salt = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     >>> paper_filter(salt, 5.0)
-    'band gap of 5 eV is not within 0.1 to 3 eV'
+    'band gap of 5 eV is outside 0.1 to 3 eV'
     >>> paper_filter(salt, None)
     ''
     """
@@ -71,7 +71,7 @@ def paper_filter(structure: Structure, band_gap: float | None) -> str:
 def left_out(elements: Sequence[str], band_gap: float | None) -> str:
     """The same, from the elements alone."""
     if band_gap is not None and not BAND_GAP[0] <= band_gap <= BAND_GAP[1]:
-        return f"band gap of {band_gap:g} eV is not within {BAND_GAP[0]:g} to {BAND_GAP[1]:g} eV"
+        return f"band gap of {band_gap:g} eV is outside {BAND_GAP[0]:g} to {BAND_GAP[1]:g} eV"
     if radioactive := sorted(RADIOACTIVE.intersection(elements)):
         return f"radioactive: {', '.join(radioactive)}"
     return "a single element" if len(set(elements)) == 1 else ""

@@ -87,7 +87,7 @@ def read_gnome(source: str, options: Options) -> Crystals:
     try:
         members = zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, OSError) as error:
-        raise EcdError(archive, "is no sound zip archive", "Download it again.") from error
+        raise EcdError(archive, "is not a sound zip archive", "Download it again.") from error
     needed = {column, "Composition", "MaterialId", "Bandgap"}
     with members:
         for chunk in rows(summary):

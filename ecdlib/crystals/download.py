@@ -39,7 +39,7 @@ CHGCARS_URL = "https://materialsproject-parsed.s3.amazonaws.com/chgcars"  # the 
 TOO_LARGE = 2_000_000_000  # bytes of an unpacked density of the Materials Project
 TIMEOUT = 60  # seconds without an answer
 EXTRA = "Install it: pip install 'ecdlib[download]'"
-AGAIN = "Check the connection and the proxy, then run the same command again: what was fetched is kept."
+AGAIN = "Check the connection and the proxy, then run the same command again: finished downloads are kept."
 
 
 class _NotThere(EcdError):
@@ -131,7 +131,7 @@ def _check_ids(ids: str | Iterable[str], pattern: str, example: str) -> list[str
     ids = [ids] if isinstance(ids, str) else list(ids)
     for one in ids:
         if not re.fullmatch(pattern, one):
-            raise EcdError(one, "is no id of this source", f"Ids look like {example}.")
+            raise EcdError(one, "is not an id of this source", f"Ids look like {example}.")
     return ids
 
 
@@ -140,7 +140,7 @@ def _file_name(one: str) -> str:
 
 
 def _fetch_each(ids: list[str], fetch: Callable[[str], None], source: str) -> None:
-    """Fetch all that is there; then, if some is not, say which."""
+    """Fetch what exists; then say what does not."""
     failed = {}
     ids = list(dict.fromkeys(ids))
     for one in ids:
@@ -153,7 +153,7 @@ def _fetch_each(ids: list[str], fetch: Callable[[str], None], source: str) -> No
             source,
             f"no charge density for {len(failed)} of {len(ids)} ids: "
             + "; ".join(f"{one} ({error.problem})" for one, error in failed.items()),
-            "Leave these ids out (all others were fetched), or compute theirs: ecd density POSCAR --with gpaw.",
+            "Omit these ids (all others were downloaded), or compute their densities: ecd density POSCAR --with gpaw.",
         ) from next(iter(failed.values()))
 
 
@@ -169,22 +169,24 @@ class _Store:
                 self.files = dict(json.loads(self.path.read_text(encoding="utf-8"))["files"])
             except (ValueError, KeyError, TypeError) as error:
                 raise EcdError(
-                    self.path, "is no manifest of fetched files", "Restore it, or fetch into another folder."
+                    self.path, "is not a manifest of downloaded files", "Restore it, or download into another folder."
                 ) from error
 
     def verify(self, name: str) -> bool:
-        """Whether the file is there, as recorded; an EcdError if it is there otherwise."""
+        """Whether the file is there as recorded; an EcdError if it differs."""
         path = self.folder / name
         if not path.exists():
             return False
         recorded = self.files.get(name, {}).get("sha256")
         if recorded is None:
-            raise EcdError(path, f"is not listed in the {MANIFEST} beside it", "Move or delete it, then fetch again.")
+            raise EcdError(
+                path, f"is not listed in the {MANIFEST} beside it", "Move or delete it, then download again."
+            )
         if (found := sha256(path)) != recorded:
             raise EcdError(
                 path,
-                f"was changed since it was fetched (SHA-256 {found[:12]}..., recorded {recorded[:12]}...)",
-                "Delete it, then fetch again.",
+                f"has changed since it was downloaded (SHA-256 {found[:12]}..., recorded {recorded[:12]}...)",
+                "Delete it, then download again.",
             )
         return True
 
@@ -222,14 +224,14 @@ class _Store:
                 raise kind(
                     source,
                     f"{url} answers {status}",
-                    "Check the id and the address in a browser: the file has moved, is gone or is not public.",
+                    "Check the id, and the address in a browser: the file may have moved, be gone or not be public.",
                 ) from error
             except RequestException as error:
                 raise EcdError(source, f"no (complete) answer from {url} ({type(error).__name__})", AGAIN) from error
             except ValueError as error:  # pooch: the hash differs
                 raise EcdError(
                     source,
-                    f"{url} sends another file than recorded (expected {known_hash})",
+                    f"{url} sends a file other than the one recorded (expected {known_hash})",
                     f"Try again; if the source did replace it, remove {name} from {self.path} first.",
                 ) from error
             except OSError as error:
@@ -320,7 +322,9 @@ def _unzip(path: Path, url: str) -> Iterator[zipfile.ZipFile]:
             yield members
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise EcdError(
-            JARVIS, f"{url} sends no sound zip archive", "Open it in a browser: it may want one. Try again later."
+            JARVIS,
+            f"{url} does not send a sound zip archive",
+            "Open it in a browser: the source may require one. Try again later.",
         ) from error
 
 

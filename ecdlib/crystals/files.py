@@ -13,12 +13,12 @@ from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.crystals.candidate import Crystals, Failure, candidate
 from ecdlib.data.structures import is_crystal_file, structure_text
 
-COLUMNS = ("structure", "cif", "poscar")  #: of a table, the first that is there holds the crystals
+COLUMNS = ("structure", "cif", "poscar")  #: of a table; the first one present holds the crystals
 CHUNK = 500  #: rows that are held at once
 
 
 def read_path(path: Path) -> Crystals | None:
-    """The crystals of a folder or file; None for a file that is no table and of no known format.
+    """The crystals of a folder or file; None for a file that is neither a table nor of a known format.
 
     A folder: all CIF and POSCAR files in it and below (``*.cif``, ``*.vasp``, ``*.poscar``, ``POSCAR*``,
     ``CONTCAR*``, also ``.gz``); the id is the path in the folder. A table: ``.csv`` or ``.csv.gz`` with a column

@@ -389,5 +389,5 @@ def read_hypothetical(source: str, options: Options) -> Iterator[Candidate]:
     """
     match = re.fullmatch(r"hypothetical(?::(\d{1,9}))?(?::(\d{1,9}))?", source)
     if match is None:
-        raise EcdError(source, "is not understood", "Write hypothetical, hypothetical:N or hypothetical:N:SEED.")
+        raise EcdError(source, "cannot be parsed", "Write hypothetical, hypothetical:N or hypothetical:N:SEED.")
     return hypothetical_crystals(**{key: int(v) for key, v in zip(("n", "seed"), match.groups(), strict=True) if v})

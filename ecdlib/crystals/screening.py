@@ -75,7 +75,7 @@ class Screened:
 
 
 def crystal_columns(candidate: Candidate, found: Any) -> dict[str, Any]:
-    """What the table says of a crystal besides predictions.
+    """What the table says about a crystal besides predictions.
 
     Args:
         found: its :func:`ecdlib.density.core.symmetry`.
@@ -88,7 +88,7 @@ def crystal_columns(candidate: Candidate, found: Any) -> dict[str, Any]:
     if max(numbers) > N_ELEMENTS:
         raise EcdError(candidate.id, "holds an element beyond fermium", "The network does not know it.")
     if found is None:
-        raise EcdError(candidate.id, "has no symmetry that could be found", "Check its cell and coordinates.")
+        raise EcdError(candidate.id, "has no symmetry that spglib can find", "Check its cell and coordinates.")
     primitive = len(set(found.mapping_to_primitive)) / len(numbers)
     return {
         "id": candidate.id,
@@ -167,7 +167,9 @@ def _model(name: str, digest: str) -> ModuliModel:
     """The model, if its file is the one that is meant: a worker elsewhere may have another."""
     (path,) = model_files(name)
     if sha256(path) != digest:
-        raise EcdError(path, "is another model on a worker", "Give all machines the same checkout or shared folder.")
+        raise EcdError(
+            path, "differs from the model on a worker", "Give all machines the same checkout or shared folder."
+        )
     return _load(path)
 
 
@@ -187,7 +189,7 @@ def _chunks(
             failed.append(f"{each.id}: {each.message}")
             continue
         if each is not None and each.id in ids:
-            failed.append(f"{each.id}: a crystal of this id came before. Screen the sources one by one.")
+            failed.append(f"{each.id}: an earlier crystal has this id. Screen the sources one by one.")
             continue
         if each is not None:
             ids.add(each.id)
@@ -227,7 +229,7 @@ def screen(
     """Predict all crystals of the sources and write a Parquet table of :data:`COLUMNS`.
 
     Crystals are read, predicted and written in chunks, so that memory stays small. An interrupted run resumes, if its
-    sources have not changed; a table that is there is not made again.
+    sources have not changed; a finished table is not made again.
 
     Args:
         sources: see :func:`ecdlib.crystals.sources.read_source`.
@@ -235,11 +237,11 @@ def screen(
         model: ``"cgcnn"``, ``"crystal"`` (more accurate, slower), or a file of ``ecd train-cgcnn --final``.
         paper_filter: leave out what the paper does (see :func:`ecdlib.crystals.candidate.paper_filter`).
         scheduler: address of a Dask scheduler; by default processes on this machine.
-        workers: local processes, by default one a core.
+        workers: local processes, by default one per core.
 
     Raises:
-        EcdError: a source or model that cannot be used, nothing usable at all, a table of other parameters in the way;
-            see also :func:`ecdlib.base.pieces.in_pieces`.
+        EcdError: a source or model that cannot be used, nothing usable at all, a table made with other parameters at
+            the same place; see also :func:`ecdlib.base.pieces.in_pieces`.
     """
     if out.is_dir():
         raise EcdError(out, "is a folder", "Give the name of a file.")
@@ -296,14 +298,14 @@ def load_screened(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table that :func:`screen` wrote, and its provenance.
 
     Raises:
-        EcdError: missing file, or no such table.
+        EcdError: missing file, or not such a table.
     """
     try:
         table = pq.read_table(path)
         made_by = json.loads(table.schema.metadata[b"provenance"])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise EcdError(
-            path, "is no table of `ecd screen`", "Make it with `ecd screen SOURCE -o FILE.parquet`."
+            path, "is not a table of `ecd screen`", "Make it with `ecd screen SOURCE -o FILE.parquet`."
         ) from error
     return table.to_pandas(), made_by
 

@@ -52,7 +52,7 @@ class Source:
 SOURCES = (
     Source(
         "materials-project",
-        "what it has with a band gap of 0.1 to 3 eV",
+        "its crystals with a band gap of 0.1 to 3 eV",
         lazy("ecdlib.crystals.databases:read_materials_project"),
         filters=True,
     ),
@@ -118,6 +118,6 @@ def _checked(source: str, crystals: Crystals, filter: bool) -> Crystals:
             yield each
     if not usable:
         if left_out:
-            raise EcdError(source, f"no crystal passes the filter ({left_out})", "Leave the filter out.")
+            raise EcdError(source, f"no crystal passes the filter ({left_out})", "Omit the filter.")
         why = f" ({failure.id}: {failure.message})" if failure else ""
         raise EcdError(source, f"holds no crystal that can be used{why}", GRAMMAR)

@@ -23,7 +23,7 @@ from ecdlib.density.io import check_header
 PATTERNS = ("*.cif", "*.cif.gz", "*.vasp", "*.vasp.gz", "*.poscar", "*.poscar.gz", "poscar*", "contcar*")
 TOO_LARGE = 20_000_000  #: bytes of one crystal's text
 MANY = 2000  #: atoms of the largest cell that is taken
-VACUUM = 8.0  #: Å between planes of atoms, beyond which a cell is no bulk crystal
+VACUUM = 8.0  #: Å between planes of atoms, beyond which a cell is not a bulk crystal
 TIGHT = 0.6  #: of the sum of two covalent radii: atoms nearer than this are suspect
 
 
@@ -47,7 +47,7 @@ def read_structure(source: Any) -> Structure:
     except ValueError as error:
         raise EcdError(shown, str(error), "Give an ordered crystal: CIF, POSCAR, or a Structure.") from error
     if len(structure) > MANY:
-        what = f"has {len(structure):,} atoms, more than {MANY:,} are not taken"
+        what = f"has {len(structure):,} atoms; the limit is {MANY:,}"
         raise EcdError(shown, what, "Give its primitive cell.")
     return structure
 
@@ -111,7 +111,7 @@ def structure_warnings(structure: Structure) -> list[str]:
     gaps = heights * np.diff(np.concatenate([planes, planes[:1] + 1]), axis=0).max(0)
     if open_axes := [f"{gap:.0f} Å along {axis}" for axis, gap in zip("abc", gaps, strict=True) if gap > VACUUM]:
         kind = ("slab", "wire", "molecule in a box")[len(open_axes) - 1]
-        found.append(f"looks like a {kind} (vacuum of {', '.join(open_axes)}): only bulk crystals are known here")
+        found.append(f"looks like a {kind} (vacuum of {', '.join(open_axes)}): the models know only bulk crystals")
     from ase.data import covalent_radii
 
     radii = covalent_radii[list(structure.atomic_numbers)]
@@ -120,7 +120,7 @@ def structure_warnings(structure: Structure) -> list[str]:
     if len(share) and share.min() < TIGHT:
         i = int(share.argmin())
         pair = "-".join(structure[int(n)].specie.symbol for n in (first[i], second[i]))
-        found.append(f"has atoms suspiciously near each other ({pair} {distance[i]:.2f} Å)")
+        found.append(f"has atoms suspiciously close to each other ({pair} {distance[i]:.2f} Å)")
     return found
 
 
@@ -130,7 +130,7 @@ def is_crystal_file(name: str) -> bool:
 
 
 def structure_text(path: Path) -> str:
-    """Text of a file that holds one crystal, unpacked; ValueError or OSError if it is too large or no file."""
+    """Text of a file that holds one crystal, unpacked; ValueError or OSError if it is too large or not a file."""
     if not path.is_file():
         raise ValueError("is not a regular file")
     with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as f:
@@ -160,12 +160,12 @@ def parse_structure(text: str) -> Structure:
                 check_header(text.splitlines())
                 structure = _from_poscar(text)
         except UserWarning as error:
-            raise ValueError("names no elements above the numbers of atoms") from error
+            raise ValueError("names no elements above the atom counts") from error
         except RecursionError as error:
             raise ValueError("is nested too deeply") from error
         except Exception as error:  # pymatgen raises many kinds; each means the same to the user
             detail = " ".join(str(error).split())[:150]
-            raise ValueError(f"is no complete CIF, POSCAR or JSON of a crystal ({detail})") from error
+            raise ValueError(f"is not a complete CIF, POSCAR or JSON of a crystal ({detail})") from error
     return checked(structure)
 
 
@@ -201,10 +201,10 @@ def checked(structure: Structure) -> Structure:
     if not len(structure):
         raise ValueError("holds no atoms")
     if not structure.is_ordered:
-        raise ValueError("is disordered (sites occupied in part or by several elements); an ordered cell is needed")
+        raise ValueError("is disordered (sites occupied partly or by several elements); an ordered cell is needed")
     elements = [getattr(site.specie, "element", site.specie) for site in structure]
     if not all(isinstance(element, Element) for element in elements):
-        raise ValueError("holds something that is no element")
+        raise ValueError("holds something that is not an element")
     if problem := misplaced(structure.lattice.matrix, structure.frac_coords):
         raise ValueError(problem)
     plain = [Element.from_Z(element.Z) for element in elements]  # deuterium is hydrogen

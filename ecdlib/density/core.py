@@ -98,7 +98,7 @@ class ChargeDensity:
     def __post_init__(self) -> None:
         values = np.asarray(self.values)
         if values.dtype.kind not in "fiu":
-            raise EcdError(self.name, f"values of type {values.dtype} are no density", "Give real numbers in e/Å³.")
+            raise EcdError(self.name, f"values of type {values.dtype} are not a density", "Give real numbers in e/Å³.")
         if values.dtype not in (np.float32, np.float64):
             values = values.astype(np.float64)
         lattice = np.asarray(self.lattice, dtype=np.float64)
@@ -106,7 +106,7 @@ class ChargeDensity:
         if values.ndim != 3 or min(values.shape) < 2:
             raise EcdError(
                 self.name,
-                f"a density needs a 3-D grid of at least 2 voxels a side, this has shape {values.shape}",
+                f"a density needs a 3-D grid of at least 2 voxels a side, but this one has shape {values.shape}",
                 "Check how the file was written.",
             )
         if not np.isfinite(values).all():
@@ -122,7 +122,7 @@ class ChargeDensity:
         if positions.shape != (len(self.species), 3) or not np.isfinite(positions).all():
             raise EcdError(
                 self.name,
-                f"{len(self.species)} species need as many positions of 3 numbers, these have shape {positions.shape}"
+                f"{len(self.species)} species need as many positions of 3 numbers, not shape {positions.shape}"
                 + ("" if np.isfinite(positions).all() else " and hold NaN or infinity"),
                 "Check the file's header.",
             )
@@ -135,7 +135,7 @@ class ChargeDensity:
             raise EcdError(
                 self.name,
                 "the total charge is not positive",
-                "A spin or difference density is no charge density: give the total.",
+                "A spin or difference density is not a charge density: give the total.",
             )
         for key, value in (("values", values), ("lattice", lattice), ("positions", positions)):
             frozen = value.view()  # the caller's own array stays writable

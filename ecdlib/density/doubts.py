@@ -33,7 +33,7 @@ def asymmetry(density: ChargeDensity) -> float:
 
 
 def doubts(density: ChargeDensity) -> list[str]:
-    """A line for each thing that speaks against a density; none if nothing does, or if that cannot be known."""
+    """A line for each sign that a density does not fit its atoms; empty if there is none, or none can be known."""
     found = []
     try:
         apart = misfit(density) if density.species else 0.0
@@ -41,9 +41,9 @@ def doubts(density: ChargeDensity) -> list[str]:
         apart = 0.0
     check = "check axes, units and positions, and whether values were lost or moved"
     if apart > MISFIT:
-        what = f"{100 * apart:.0f} % of it is no superposition of atoms, at most {100 * MISFIT:.0f} % is usual"
+        what = f"{100 * apart:.0f} % of it is not a superposition of atoms; at most {100 * MISFIT:.0f} % is usual"
         found.append(f"the density does not fit its atoms ({what}): {check}")
     elif (broken := asymmetry(density)) > ASYMMETRY:
-        what = f"by {100 * broken:.2g} % of its peak, at most {100 * ASYMMETRY:g} % is usual"
-        found.append(f"the density has not the symmetry of its atoms ({what}): {check}")
+        what = f"by {100 * broken:.2g} % of its peak; at most {100 * ASYMMETRY:g} % is usual"
+        found.append(f"the density does not have the symmetry of its atoms ({what}): {check}")
     return found

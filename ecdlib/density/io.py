@@ -60,7 +60,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
 def _check_counts(shape: tuple[int, ...], atoms: int, most_numbers: int) -> None:
     """Refuse counts of a header before memory is taken for them; ``most_numbers`` are all that the file can hold."""
     if not 1 <= atoms <= MOST_ATOMS:
-        raise ValueError(f"a header with {atoms} atoms, of 1 to {MOST_ATOMS}")
+        raise ValueError(f"a header with {atoms} atoms, not 1 to {MOST_ATOMS}")
     if min(shape) < 2:
         raise ValueError(f"a grid of {'x'.join(map(str, shape))}, which needs at least 2 voxels a side")
     voxels = int(np.prod(np.array(shape, dtype=object)))
@@ -105,7 +105,7 @@ class GridError(ValueError):
 
 
 class Header(NamedTuple):
-    """What stands where in the header of a POSCAR or CHGCAR."""
+    """The header of a POSCAR or CHGCAR."""
 
     symbols: list[str]  #: for each number of atoms; none in files of VASP 4
     counts: list[int]
@@ -122,7 +122,7 @@ def check_header(lines: list[str]) -> Header:
     """Check the counts in the header of a POSCAR or CHGCAR before memory is taken for them.
 
     Raises:
-        ValueError: no numbers of atoms, or such as fit neither the species nor the lines with positions.
+        ValueError: no atom counts, or counts that fit neither the species nor the lines with positions.
     """
     words = [line.split("#")[0].split() for line in lines[5 : 5 + MOST_ATOMS + 50]]
     kinds = [bool(row) and all(word.isascii() and word.isdigit() for word in row) for row in words]
@@ -133,9 +133,9 @@ def check_header(lines: list[str]) -> Header:
     selective = bool(words[last:] and words[last] and words[last][0][0] in "sS")
     places = list(takewhile(bool, words[last + 1 + selective :]))
     if not counts:
-        raise ValueError("no numbers of atoms in the header")
+        raise ValueError("no atom counts in the header")
     if symbols and len(symbols) != len(counts):
-        raise ValueError(f"{len(symbols)} species with {len(counts)} numbers of atoms")
+        raise ValueError(f"{len(symbols)} species with {len(counts)} atom counts")
     if min(counts) < 1 or sum(counts) > len(places):
         raise ValueError(f"{len(places)} positions for {sum(counts)} atoms")
     if any(len(line.split()) != 3 for line in lines[2:5]) or len(lines[1].split()) != 1:
@@ -259,7 +259,7 @@ def read_chgcar(path: Source, convention: str | None = None) -> ChargeDensity:
             comment, lattice, species, positions = _header(text)
             grids, occupancies = _blocks(text, len(species))
         except NoElements as error:
-            remedy = "Write their symbols into the line above the numbers of atoms."
+            remedy = "Write their symbols into the line above the atom counts."
             raise EcdError(path, "unknown species: the header names no elements", remedy) from error
         except GridError as error:
             remedy = "Correct the grid in the line below the atoms, or copy the file again."
@@ -315,7 +315,7 @@ def _cube_header(text: NumbersFile) -> tuple[list[list[float]], str, str]:
             raise ValueError("no count and three numbers in each line of the header")
     atoms = int(rows[0][0])
     if atoms < 0 or rows[0][4:] not in ([], [1.0]):
-        raise CubeError("holds orbitals, not a density", "Write the total density as a cube of one value a voxel.")
+        raise CubeError("holds orbitals, not a density", "Write the total density as a cube with one value per voxel.")
     if min(row[0] for row in rows[1:4]) < 0:
         raise CubeError("has a negative number of voxels", "Write it with lengths in bohr, which are positive numbers.")
     _check_counts(tuple(int(row[0]) for row in rows[1:4]), atoms, text.most_numbers)
@@ -466,7 +466,7 @@ def read_density(source: Source) -> ChargeDensity:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # no permission, too long a name
+    except (OSError, ValueError):  # no permission, or too long a name
         return False
 
 
@@ -565,7 +565,7 @@ def writer(path: Source) -> Callable[[ChargeDensity, Source], None]:
     if suffix in (".h5", ".hdf5"):
         raise EcdError(path, "is the name of a store", "Write a CHGCAR, cube or npz; `ecd convert` writes stores.")
     if packing(path):
-        raise EcdError(path, "compressed files are read but not written", "Write it plain and compress it.")
+        raise EcdError(path, "compressed files are read but not written", "Write it uncompressed, then compress it.")
     if Path(path).name.startswith("POSCAR"):
         return write_poscar
     return {".cube": write_cube, ".npz": write_npz}.get(suffix, write_chgcar)

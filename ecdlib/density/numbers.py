@@ -69,7 +69,7 @@ class NumbersFile:
 
         Raises:
             Surplus: more numbers in the last line.
-            ValueError: fewer numbers, or something that is no number.
+            ValueError: fewer numbers, or something that is not a number.
         """
         found = np.empty(n)
         filled = 0
@@ -107,16 +107,16 @@ def parse_numbers(text: bytes, n: int) -> Floats:
         array([ 1.50000000e+000, -2.00000000e+000,  6.98804204e-102])
 
     Raises:
-        ValueError: another number of numbers, or something that is no number.
+        ValueError: a different count of numbers, or something that is not a number.
     """
     if b"0-" in text.translate(_KINDS):
         text = _SHORT_EXPONENT.sub(b"E", text)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)  # what older numpy says of text that is no number
+        warnings.simplefilter("error", DeprecationWarning)  # what older numpy says of text that is not a number
         try:
             values = np.fromstring(text, sep=" ")
         except (DeprecationWarning, ValueError) as error:
-            raise ValueError("something that is no number") from error
+            raise ValueError("something that is not a number") from error
     if len(values) != n:  # each word must be one number
         raise ValueError(f"{len(values)} numbers in {n} words")
     return values

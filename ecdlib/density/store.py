@@ -266,7 +266,7 @@ def write_store(
     conventions, report = set(), []
     for density in densities:
         if density.name in scalars["name"]:
-            raise EcdError(density.name, "two entries of this name", "Give each density a name of its own.")
+            raise EcdError(density.name, "two entries with this name", "Give each density its own name.")
         rotations, translations, values, error = symmetry_reduce(density, tolerance)
         found = density.symmetry(1e-3)
         for key, scalar in (
@@ -329,7 +329,7 @@ def load_selection(name: str) -> list[str]:
     """
     selections = json.loads(data_file("selections.json").read_text())
     if name not in selections:
-        raise EcdError(name, "no such selection of densities", f"There are: {', '.join(selections)}.")
+        raise EcdError(name, "no such selection of densities", f"Choose one of: {', '.join(selections)}.")
     return list(selections[name]["names"])
 
 

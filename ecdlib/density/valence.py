@@ -66,7 +66,7 @@ def _standard(element: str) -> dict[str, Floats]:
     factors = _form_factors()[0]
     found = factors.get((element, element)) or factors.get((element, _NO_SET))
     if found is None:
-        raise EcdError(element, "no valence shells are known for it", "Elements that are: H to Pu.")
+        raise EcdError(element, "no valence shells are known for it", "Known: H to Pu.")
     return found
 
 
@@ -83,12 +83,12 @@ def _is_chemical(element: str, shell: str) -> bool:
 
 
 def shells(element: str, electrons: int) -> tuple[str, ...]:
-    """Valence shells of an element with so many valence electrons.
+    """Valence shells of an element with this many valence electrons.
 
     The chemical valence first, then whole closed shells, those with the largest n first, of one n the largest l.
 
     Raises:
-        EcdError: no whole number of shells has so many electrons, or an element without known shells.
+        EcdError: no whole number of shells holds that many electrons, or an element without known shells.
 
     Example:
         >>> shells("Na", 9), shells("Ga", 13)
@@ -97,7 +97,9 @@ def shells(element: str, electrons: int) -> tuple[str, ...]:
     everything = ladder(element)
     if electrons not in everything:
         possible = ", ".join(map(str, everything))
-        raise EcdError(f"{element}={electrons}", "no whole shells have so many electrons", f"Possible: {possible}.")
+        raise EcdError(
+            f"{element}={electrons}", "no set of whole shells holds that many electrons", f"Possible: {possible}."
+        )
     return everything[electrons]
 
 
@@ -172,7 +174,7 @@ def recognize(density: ChargeDensity) -> Valence:
     """
     elements = list(dict.fromkeys(density.species))
     if not elements:
-        raise EcdError(density.name, "has no atoms, so that its valence cannot be known", "Give a file with atoms.")
+        raise EcdError(density.name, "has no atoms, so its valence cannot be known", "Give a file with atoms.")
     for element in elements:
         try:
             _standard(element)
@@ -182,13 +184,13 @@ def recognize(density: ChargeDensity) -> Valence:
     if convention == "all-electron":
         raise _all_electron(density, "is an all-electron density")
     if "smoothed" in convention:
-        raise EcdError(density.name, f"is converted already ({convention})", "Convert the original.")
+        raise EcdError(density.name, f"has already been converted ({convention})", "Convert the original.")
     if convention.startswith("gpaw-"):
         fits = _counted(density, elements, ("gpaw-",), standard="alternative" not in convention)
         found = fits[0] if len(fits) == 1 else _nearest(density, fits, gpaw=True)[0]
         if density.valence is not None and any(density.valence.get(e) != n for e, n in found.items()):
             what = (
-                f"is of GPAW's sets with {', '.join(f'{e}={n}' for e, n in found.items())}, another valence is stated"
+                f"uses GPAW's sets ({', '.join(f'{e}={n}' for e, n in found.items())}), but another valence is stated"
             )
             raise EcdError(density.name, what, "Leave --valence out.")
         return Valence(found, True, "its convention")
@@ -207,7 +209,7 @@ def recognize(density: ChargeDensity) -> Valence:
 
 
 def _all_electron(density: ChargeDensity, what: str) -> EcdError:
-    what += ": no grid holds its cores, so they cannot be taken out again"
+    what += ": no grid resolves its cores, so they cannot be removed"
     return EcdError(density.name, what, "Give the valence density (CHGCAR) of the same calculation.")
 
 
@@ -232,7 +234,7 @@ def _counted(
     ways = " or ".join(",".join(f"{e}={n}" for e, n in fit.items()) for fit in fits)
     if everything and fits and "vasp-" not in families and not standard and max(density.numbers) > 2:
         what = f"{count}, all that {density.formula} has: an all-electron density, or the valence {ways}"
-        raise EcdError(density.name, what, f"If it is no all-electron density: --valence {ways}.")
+        raise EcdError(density.name, what, f"If it is not an all-electron density: --valence {ways}.")
     if fits:
         return fits
     if everything:
@@ -246,9 +248,9 @@ def _counted(
 def _nearest(
     density: ChargeDensity, fits: list[dict[str, int]], gpaw: bool = False
 ) -> tuple[dict[str, int], bool, str]:
-    """Of several valences the one by which the density, converted, is nearest to superposed free atoms.
+    """Of several valences, the one with which the converted density is nearest to superposed free atoms.
 
-    A shell that is added or removed by mistake stands out: the wrong ones are several times further away.
+    A shell added or removed by mistake stands out: wrong valences are several times further away.
 
     Returns:
         Valence electrons, ``gpaw`` and how they are known, for a :class:`Valence`.
@@ -313,10 +315,10 @@ def parse_valence(text: str) -> dict[str, int]:
     for part in filter(None, text.replace(" ", "").split(",")):
         element, equals, number = part.partition("=")
         if not (equals and re.fullmatch(r"[0-9]{1,3}", number) and Element.is_valid_symbol(element)):
-            raise EcdError(f"valence {part}", "is not element=electrons", "Write for example: Na=1,Cl=7")
+            raise EcdError(f"valence {part}", "is not element=electrons", "For example: Na=1,Cl=7")
         shells(element, int(number))
         if found.setdefault(element, int(number)) != int(number):
-            raise EcdError(f"valence {text}", f"gives {element} twice", "All atoms of an element have one valence.")
+            raise EcdError(f"valence {text}", f"gives {element} twice", "All atoms of an element share one valence.")
     return found
 
 
@@ -324,7 +326,7 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
     """Title and valence electrons of each element from the POTCAR or POTCAR.spec in a folder.
 
     Returns:
-        None if there is none for these species, or none that can be read: the count of electrons may do.
+        None if there is none for these species, or it cannot be read: the count of electrons may suffice.
 
     Raises:
         EcdError: two potentials for one element.
@@ -356,7 +358,9 @@ def read_potcar(folder: Path, species: tuple[str, ...]) -> dict[str, tuple[str, 
         other = potcar.setdefault(element, (title, electrons))
         if other != (title, electrons) and element in species:
             what = f"has two potentials for {element}: {other[0]} and {title}"
-            raise EcdError(path, what, "All atoms of an element must have one: compute it again with one of them.")
+            raise EcdError(
+                path, what, "All atoms of an element must share one: repeat the calculation with one of them."
+            )
     return {e: potcar[e] for e in dict.fromkeys(species)} if species and set(species) <= set(potcar) else None
 
 
@@ -428,7 +432,7 @@ def _stated(
     if not _fits(density, chosen):
         stands = ", ".join(f"{e}={n}" for e, n in chosen.items())
         what = f"holds {density.n_electrons:.4g} electrons, not {_count(density, chosen)}, as {stands} would be"
-        remedy = "Correct --valence, or what states it: a POTCAR of other potentials beside the file, a cube's header."
+        remedy = "Correct --valence, or where it is stated: a POTCAR beside the file, a cube's header."
         raise EcdError(density.name, what, remedy)
     return Valence(chosen, False, "its POTCAR, header or --valence", potentials)
 
@@ -718,6 +722,6 @@ def read_calibration(path: str | os.PathLike[str], valence: Valence) -> dict[str
         raise EcdError(path, "is not a calibration file", "Make one with `ecd calibrate`.") from error
     for element, electrons in valence.electrons.items():
         if element in rows and rows[element][0] != electrons:
-            what = f"calibrates {element} with {rows[element][0]} valence electrons, the density has {electrons}"
+            what = f"calibrates {element} with {rows[element][0]} valence electrons, but the density has {electrons}"
             raise EcdError(path, what, "Calibrate the potentials that the density was computed with.")
     return {e: rows[e][1:] for e in valence.electrons if e in rows}

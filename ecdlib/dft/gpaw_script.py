@@ -118,7 +118,7 @@ def compute(poscar: str, out: str, *sets: str) -> dict[str, Any]:
             raise ValueError("no atoms, or a cell without volume")
     except Exception as error:
         raise Failure(
-            "is no POSCAR that can be read ({})".format(" ".join(str(error).split()) or type(error).__name__),
+            "is not a readable POSCAR ({})".format(" ".join(str(error).split()) or type(error).__name__),
             "Write it in VASP 5 format, with the line of element symbols above the line of atom counts.",
         ) from error
     atoms, spacegroup = primitive(given)

@@ -171,7 +171,7 @@ def elastic_quantities(
         n_atoms: atoms in the cell.
         volume: of the cell, Å³.
         log10_K_std: standard deviation of log10(K/GPa).
-        log10_G_std: standard deviation of log10(G/GPa); give both or none.
+        log10_G_std: standard deviation of log10(G/GPa); give both or neither.
         correlation: of the two errors, -1 to 1.
 
     Returns:
@@ -191,10 +191,12 @@ def elastic_quantities(
     given = {"K": K, "G": G, "density": density, "n_atoms": n_atoms, "volume": volume}
     stds = {name: s for name, s in (("log10_K_std", log10_K_std), ("log10_G_std", log10_G_std)) if s is not None}
     if len(stds) == 1:
-        raise EcdError("".join(stds), "is given alone", "Give the standard deviations of both moduli, or none.")
+        raise EcdError("".join(stds), "is given alone", "Give the standard deviations of both moduli, or neither.")
     tables = [x.index for x in (given | stds).values() if isinstance(x, pd.Series)]
     if any(not index.equals(tables[0]) for index in tables):
-        raise EcdError("moduli", "are tables of different crystals, or in another order", "Give them the same index.")
+        raise EcdError(
+            "moduli", "are tables of different crystals, or in a different order", "Give them the same index."
+        )
     if not abs(correlation) <= 1:
         raise EcdError(f"correlation {correlation}", "is not within -1 and 1", "Give that of the errors.")
     arrays = _inputs(**given)
@@ -202,7 +204,7 @@ def elastic_quantities(
     try:
         *arrays, s_K, s_G = np.broadcast_arrays(*arrays, *(errors or (0.0, 0.0)))
     except ValueError as error:
-        raise EcdError("log10_K_std", "has another length than the moduli", "Give one for each crystal.") from error
+        raise EcdError("log10_K_std", "differs in length from the moduli", "Give one for each crystal.") from error
     k, g, rho, n, v, s_K, s_G = (np.atleast_1d(np.asarray(x, dtype=float)) for x in (*arrays, s_K, s_G))
     if k.ndim != 1:
         raise EcdError("moduli", f"have the shape {k.shape}", "Give one row of values, one for each crystal.")
@@ -254,7 +256,7 @@ def load_paper_table(which: PaperTable, text: bool = False) -> pd.DataFrame:
     (['G', 'B'], ['B', 'G'])
     """
     if which not in get_args(PaperTable):
-        raise EcdError(which, "no such table", f"There are: {', '.join(get_args(PaperTable))}.")
+        raise EcdError(which, "no such table", f"Choose one of: {', '.join(get_args(PaperTable))}.")
     return pd.read_csv(data_file(f"paper_tables/cgcnn_{which}.csv"), dtype=str if text else None)
 
 
@@ -286,7 +288,7 @@ def mass_swaps(formula: str, n_atoms: float, mass: float, tolerance: float = 1e-
         tolerance: u.
 
     Yields:
-        The element of the formula and the one that would have to stand in its place.
+        The element of the formula and the one that would have to replace it.
 
     Raises:
         EcdError: see :func:`cell_mass`.

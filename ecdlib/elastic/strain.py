@@ -61,7 +61,7 @@ def independent_constants(rotations: ArrayLike) -> int:
 
     count = float(np.mean(strains(R) ** 2 + strains(R @ R)) / 2)
     if abs(count - round(count)) > 1e-6:
-        raise EcdError("rotations", "are no group", "Give all operations of the point group.")
+        raise EcdError("rotations", "are not a group", "Give all operations of the point group.")
     return round(count)
 
 
@@ -76,7 +76,7 @@ def spacegroup_constants(number: int) -> int:
     [3, 5, 6, 7, 6, 7, 9, 13, 21]
     """
     if number not in range(1, 231):
-        raise EcdError(number, "is no space group", "Their numbers are 1 to 230.")
+        raise EcdError(number, "is not a space group", "Their numbers are 1 to 230.")
     group = PointGroup(SpaceGroup.from_int_number(number).point_group)
     return independent_constants([operation.rotation_matrix for operation in group.symmetry_ops])
 
@@ -92,7 +92,7 @@ def cubic_strains(mode: Mode, delta: ArrayLike) -> Floats:
     """
     d = np.asarray(delta, dtype=float)
     if mode not in MODES:
-        raise EcdError(mode, "no such deformation", f"Take one of: {', '.join(MODES)}.")
+        raise EcdError(mode, "no such deformation", f"Choose one of: {', '.join(MODES)}.")
     limit = 1 / 3 if mode == "volume" else 1.0
     if not (np.isfinite(d).all() and (abs(d) < limit).all()):
         raise EcdError("strain", f"is not within ±{limit:.2g} for the deformation '{mode}'", "Give small strains.")
@@ -119,7 +119,7 @@ def strained_cell(cell: ArrayLike, mode: Mode, delta: ArrayLike) -> Floats:
     """
     vectors = np.asarray(cell, dtype=float)
     if vectors.shape != (3, 3) or not abs(np.linalg.det(vectors)) > 1e-6:
-        raise EcdError("cell", "is no matrix of three independent vectors", "Give (3, 3), Å, vectors as rows.")
+        raise EcdError("cell", "is not a matrix of three independent vectors", "Give (3, 3), Å, vectors as rows.")
     return vectors @ np.swapaxes(cubic_strains(mode, delta), -1, -2)
 
 
@@ -168,7 +168,7 @@ def cubic_constants(
         raise EcdError("energies", f"of {', '.join(missing)} are missing", "Give all three deformations.")
     E = [np.asarray(energies[mode], dtype=float) for mode in MODES]
     if d.ndim != 1 or any(e.shape != d.shape for e in E):
-        raise EcdError("energies", "are not as many as strains", "Give one for each strain.")
+        raise EcdError("energies", "are not as many as the strains", "Give one for each strain.")
     if not (np.isfinite([d, *E]).all() and np.isfinite(volume) and volume > 0):
         raise EcdError("energies", "or strains are not finite, or the volume is not positive", "Check the input.")
     if degree < 2 or len(np.unique(d)) <= degree:
@@ -214,7 +214,7 @@ def voigt_reuss_hill(C: ArrayLike) -> dict[str, Any]:
     """
     stiffness = np.asarray(C, dtype=float)
     if stiffness.shape[-2:] != (6, 6) or not np.isfinite(stiffness).all():
-        raise EcdError("stiffness", "is no finite 6 × 6 matrix", "Give it in Voigt's notation, GPa.")
+        raise EcdError("stiffness", "is not a finite 6 × 6 matrix", "Give it in Voigt's notation, GPa.")
     if not np.allclose(stiffness, np.swapaxes(stiffness, -1, -2), rtol=1e-6):
         raise EcdError("stiffness", "is not symmetric", "Average it with its transpose, if the difference is noise.")
     if not (np.linalg.eigvalsh(stiffness) > 0).all():
@@ -265,7 +265,7 @@ def load_strains(name: str) -> dict[str, Any]:
 def strain_energies(record: Mapping[str, Any]) -> tuple[Floats, dict[Mode, Floats]]:
     """Strains (n,) and for each deformation (n,) energies (eV per cell) of a record.
 
-    The unstrained cell stands in all three.
+    The unstrained cell is in all three.
 
     Raises:
         EcdError: the calculations are not finished.

@@ -23,7 +23,7 @@ def power_spectrum(density: ChargeDensity, field: Field) -> Floats:
         if values.min() < 0:
             raise EcdError(
                 density.name,
-                f"the density is negative in places (down to {values.min():.3g} e/Å³), its square root does not exist",
+                f"the density is negative in places (down to {values.min():.3g} e/Å³), it has no square root",
                 "Apply redistribute_negative_charge first.",
             )
         values = np.sqrt(values)

@@ -1,4 +1,4 @@
-"""Who stands beside whom in a crystal: pair statistics of its atoms, in terms of what elements have in common."""
+"""Which elements are neighbours in a crystal: pair statistics in terms of what elements have in common."""
 
 from __future__ import annotations
 

@@ -194,14 +194,14 @@ def featurize_collection(
             ``quantiles (n, 12)``; ``source``, ``report`` (one JSON text each), and the settings as JSON in the
             attribute ``settings``. If it is there, of the same sources and settings and complete, it is returned.
         scheduler: address of a Dask scheduler; by default processes on this machine.
-        workers: local processes, by default one a core.
+        workers: local processes, by default one per core.
 
     Returns:
         One row per source (see :func:`featurize`), with a column ``error`` that is empty where all went well.
 
     Raises:
-        EcdError: no usable source at all, a finished or interrupted run of other settings or sources in the way, no
-            disk space, or no answer from the scheduler.
+        EcdError: no usable source at all, a finished or interrupted run with other settings or sources at the same
+            place, no disk space, or no answer from the scheduler.
     """
     out = Path(out)
     todo = list(dict.fromkeys(expand_sources(sources)))

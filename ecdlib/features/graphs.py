@@ -40,7 +40,7 @@ def neighbours(
         atom, then distance. An atom with fewer neighbours within 8 Å has fewer edges; nothing is padded.
 
     Raises:
-        EcdError: an atom without any neighbour within 8 Å, or two atoms at one place.
+        EcdError: an atom without any neighbour within 8 Å, or two atoms at the same place.
     """
     positions = np.ascontiguousarray(structure.cart_coords)
     lattice = np.ascontiguousarray(structure.lattice.matrix)
@@ -51,7 +51,7 @@ def neighbours(
     apart = (atom != other) | image.any(axis=1)  # not the atom itself
     atom, other, distance = atom[apart], other[apart], distance[apart]
     if len(distance) and distance.min() < 0.1:
-        raise EcdError(structure.formula, "has two atoms at one place", "Check its coordinates.")
+        raise EcdError(structure.formula, "has two atoms at the same place", "Check its coordinates.")
     order = np.lexsort((distance, atom))
     atom, other, distance = atom[order], other[order], distance[order]
     count = np.bincount(atom, minlength=len(structure))

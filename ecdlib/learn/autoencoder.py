@@ -95,7 +95,7 @@ class Autoencoder:
 
     @cached_property
     def digest(self) -> str:
-        """Of the weights, by which a model knows the autoencoder that it was trained with."""
+        """Digest of the weights, from which a model recognizes the autoencoder that it was trained with."""
         digest = hashlib.sha256()
         for name, values in sorted(self.weights.items()):
             digest.update(name.encode() + np.ascontiguousarray(values).tobytes())

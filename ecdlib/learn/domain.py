@@ -49,7 +49,7 @@ class Domain:
         return edges
 
     def warnings(self, density: ChargeDensity, converted: bool = False) -> list[str]:
-        """In which ways the density is unlike the training set; empty if in none that can be seen.
+        """In which ways the density is unlike the training set; empty if none is found.
 
         Args:
             converted: whether the model converts its valence.
@@ -67,7 +67,7 @@ class Domain:
                 found.append(f"volume per atom {volume:.1f} Å³ is outside the {limits} of the training set")
         elif number < 195:
             what = "no crystal symmetry was found" if number == 0 else f"space group {number} is not cubic"
-            found.append(f"{what}, all training crystals are cubic: the 48 orientations were averaged")
+            found.append(f"{what}, but all training crystals are: the 48 orientations were averaged")
         else:
             primitive_atoms = len(set(dataset.mapping_to_primitive))
             a = (density.volume * _points(number) * primitive_atoms / len(density.species)) ** (1 / 3)
@@ -79,7 +79,7 @@ class Domain:
             if abs(density.n_electrons - expected) > 0.2:
                 found.append(
                     f"holds {density.n_electrons:.1f} valence electrons, training densities of this crystal "
-                    f"{expected}: another valence convention, the prediction is not reliable; --model {DEFAULT_MODEL} "
+                    f"{expected}: another valence convention, so the prediction is unreliable; --model {DEFAULT_MODEL} "
                     "converts it"
                 )
         return found

@@ -102,7 +102,7 @@ def official_structures() -> dict[str, Structure]:
     """
     from matminer.datasets import load_dataset
 
-    remedy = "Put matbench_log_kvrh.json.gz into a folder and set MATMINER_DATA to it, or go on without."
+    remedy = "Put matbench_log_kvrh.json.gz into a folder and set MATMINER_DATA to it, or leave it out."
     try:
         frame = load_dataset("matbench_log_kvrh")
         names = [f"mb-log-kvrh-{i:05d}" for i in range(1, len(frame) + 1)]
@@ -111,13 +111,13 @@ def official_structures() -> dict[str, Structure]:
         raise EcdError("Matbench's data set", f"could not be loaded ({error})", remedy) from error
     labels = load_matbench_elasticity().set_index("mbid_K")["log10_K_VRH"]
     if len(found) != len(labels) or not np.allclose(found, labels[names], atol=1e-6):
-        raise EcdError("Matbench's data set", "holds other crystals or labels than the table of folds", remedy)
+        raise EcdError("Matbench's data set", "differs from the table of folds in crystals or labels", remedy)
     return dict(zip(names, frame["structure"], strict=True))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is learned: crystals, labels ``(n, targets)`` in their units, and who tests in which fold."""
+    """What is learned: crystals, labels ``(n, targets)`` in their units, and the fold that tests each crystal."""
 
     names: list[str]
     structures: list[Structure]
@@ -144,7 +144,9 @@ def load_problem(p: CgcnnParameters) -> Problem:
     targets = labelled("fusion" if p.crystals == "fusion" else "matbench")
     if p.target != "all":
         if p.target not in targets:
-            raise EcdError(f"target={p.target}", f"is no target on crystals={p.crystals}", f"Take {targets} or all.")
+            raise EcdError(
+                f"target={p.target}", f"is not a target on crystals={p.crystals}", f"Choose {targets} or all."
+            )
         targets = [p.target]
     if p.sample:
         chosen = np.sort(np.random.default_rng(p.seed).permutation(len(table))[: p.sample])
@@ -253,7 +255,7 @@ def split_scores(result: Result, target: str, role: int = TEST, learned: bool = 
 
 
 def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Who trains the first member, who chooses its epoch, who tests."""
+    """Which crystals train the first member, choose its epoch, and test."""
     from ecdlib.models.torch_regressor import set_aside
 
     role = np.where(tested, TEST, TRAIN).astype(np.int8)
@@ -263,7 +265,7 @@ def _roles(p: CgcnnParameters, tested: NDArray[np.bool_]) -> NDArray[np.int8]:
 
 
 def _workers(p: CgcnnParameters) -> int:
-    """On a CPU one process a core; a GPU is shared by none."""
+    """On a CPU one process per core; a GPU is not shared."""
     from ecdlib.models.torch_regressor import pick_device
 
     return available_cores() if pick_device(p.device).type == "cpu" else 1
@@ -327,7 +329,7 @@ def _deviations(result: Result) -> tuple[Floats, Floats]:
     """Errors of the ensemble and spreads of its members, both of what is learned; NaN where there is none."""
     spread = result.more["spread"]
     if not np.isfinite(spread).any():
-        raise EcdError("uncertainty", "one network has none", "Take members=2 or more.")
+        raise EcdError("uncertainty", "a single network has none", "Use members=2 or more.")
     return to_learned(result.crossed, result.targets) - to_learned(result.truth, result.targets), spread
 
 
@@ -339,7 +341,7 @@ def expected_errors(result: Result) -> Floats:
     """
     error, spread = _deviations(result)
     if len(result.role) < 2:
-        raise EcdError("uncertainty", "one fold cannot be calibrated on others", "Take folds=all.")
+        raise EcdError("uncertainty", "a single fold cannot be calibrated on others", "Use folds=all.")
     std = np.full(error.shape, np.nan)
     for k in range(len(result.role)):
         own = result.role[k] == TEST

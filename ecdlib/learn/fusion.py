@@ -98,10 +98,10 @@ def inputs(p: FusionParameters) -> tuple[pd.DataFrame, Floats, int]:
     if p.crystals == "densities":
         crystals = crystals.loc[bundled_names()]
     elif p.inputs != "magpie":
-        remedy = "Take crystals=densities, or inputs=magpie."
+        remedy = "Use crystals=densities, or inputs=magpie."
         raise EcdError(f"inputs={p.inputs}", "only the bundled crystals have a density", remedy)
     if p.model == "attention" and p.inputs.startswith(("pooled", "correlations")):
-        remedy = "Take inputs=latent, latent+magpie or magpie, or model=lightgbm."
+        remedy = "Use inputs=latent, latent+magpie or magpie, or model=lightgbm."
         raise EcdError(f"model=attention inputs={p.inputs}", "the network takes whole latents", remedy)
     composition = magpie(crystals) if p.inputs.endswith("magpie") else np.zeros((len(crystals), 0))
     density = density_features(p) if p.crystals == "densities" else np.zeros((len(crystals), 0))
@@ -258,7 +258,7 @@ def train_final(
 
 
 def autoencoder_used(p: FusionParameters) -> Autoencoder | None:
-    """The one that makes the latents; None for inputs without."""
+    """The autoencoder that makes the latents; None for inputs without latents."""
     return load_model(p.autoencoder, "autoencoder") if p.inputs.startswith(("latent", "pooled")) else None
 
 
@@ -375,7 +375,9 @@ class FusionModel:
     def _model(self, target: str) -> Any:
         part = self._part(target)
         if "trees" in part:
-            return load_trees(part["trees"].tobytes().decode(), trusted=Path(self.source).is_relative_to(data_folder()))
+            trusted = Path(self.source).is_relative_to(data_folder())
+            features = self.scaler.transform(self.scaler.mean[None]).shape[1]
+            return load_trees(part["trees"].tobytes().decode(), features, trusted)
         import torch
 
         network = make_model(self.parameters, self.meta["density_features"]).network(self.meta["features"])
@@ -432,14 +434,14 @@ class FusionModel:
         return found
 
     def pairs(self, target: str) -> pd.DataFrame:
-        """Its predictions for the pairs: one row each, columns ``own`` (from the standard density) and one a route.
+        """Its predictions for the pairs: one row each, columns ``own`` (from the standard density) and one per route.
 
         Raises:
-            EcdError: none are stored.
+            EcdError: no such predictions are stored.
         """
         stored, t = self._part("pairs"), self.targets.index(target)
         if not stored:
-            what = "holds no predictions of the pairs, so that it is not known what a conversion costs"
+            what = "holds no predictions for the pairs, so what a conversion costs is not known"
             raise EcdError(self.source, what, "Train it with `ecd train-fusion --final`.")
         return pd.DataFrame({r: values[:, t] for r, values in stored.items()}, index=load_densities("pairs").names)
 

@@ -244,7 +244,7 @@ def prototype(name: str) -> str:
 
 
 def fits_of(names: Sequence[str], p: StudyParameters) -> list[Fit]:
-    """Who trains and who tests.
+    """Which crystals train and which test.
 
     Of pairs and of elements, each crystal is tested where the first of its own is left out (in an order drawn at
     random); it may hold others that are left out, too. Crystals of a single element hold no pair and always train.
@@ -294,7 +294,7 @@ def run_inputs(p: StudyParameters, out: Path, *, name: str = "inputs", progress:
         crystal by a model that has not seen it.
 
     Raises:
-        EcdError: a file of other parameters or sources in the way.
+        EcdError: a file made with other parameters or sources at the same place.
     """
     if done := finished(out, "inputs", p):
         return done

@@ -109,7 +109,7 @@ def write_latents(path: str | os.PathLike[str], densities: Iterable[ChargeDensit
     conventions = set()
     for density in densities:
         if density.name in names:
-            raise EcdError(density.name, "two densities of this name", "Give each file a name of its own.")
+            raise EcdError(density.name, "two densities with this name", "Give each file its own name.")
         cell = common_cell(density, p.edge)
         names.append(density.name)
         formulas.append(density.formula)
@@ -121,7 +121,7 @@ def write_latents(path: str | os.PathLike[str], densities: Iterable[ChargeDensit
         numbers.append(cell.numbers)
         conventions.add(density.convention or "")
     if not names or len(conventions) > 1:
-        problem = "no densities to encode" if not names else "densities of several valence conventions"
+        problem = "no densities to encode" if not names else "densities with several valence conventions"
         raise EcdError(path, problem, "Give densities of one convention.")
     arrays = {
         "names": np.array(names),

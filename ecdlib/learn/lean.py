@@ -114,7 +114,7 @@ def run_lean(p: TrainingParameters, out: Path, *, name: str = "ecd train", progr
         cross-validation.
 
     Raises:
-        EcdError: a model and target that do not fit, or a file of other parameters or sources in the way.
+        EcdError: a model and target that do not fit, or a file made with other parameters or sources at the same place.
     """
     _check(p)
     if done := finished(out, "lean", p):
@@ -181,13 +181,13 @@ def run_lean(p: TrainingParameters, out: Path, *, name: str = "ecd train", progr
 
 def _check(p: TrainingParameters) -> None:
     if len(p.targets) != MODELS[p.model].targets:
-        remedy = "Models C take target=both, the others one target."
+        remedy = "Use target=both with Models C, one target with the others."
         raise EcdError(f"model={p.model} target={p.target}", "do not fit together", remedy)
     if p.augment and (p.convention != "portable" or p.crystals):
-        remedy = "Take convention=portable and crystals=0, or augment=false."
+        remedy = "Use convention=portable and crystals=0, or augment=false."
         raise EcdError("augment=true", "needs converted densities of the pairs", remedy)
     if p.convention == "portable" and not p.takes_features:
-        remedy = "Take a model on correlations, such as density-gpr or octahedral-a."
+        remedy = "Use a model on correlations, such as density-gpr or octahedral-a."
         raise EcdError(f"convention=portable model={p.model}", "do not fit together", remedy)
 
 
@@ -329,13 +329,13 @@ class LeanModel:
         dataset = density.symmetry(1e-2)
         number = 0 if dataset is None else int(dataset.number)
         if number < 195 and MODELS[self.parameters.model].cubic:
-            remedy = f"Take --model {DEFAULT_MODEL}, which averages over the orientations, or mind what it says."
+            remedy = f"Use --model {DEFAULT_MODEL}, which averages over the orientations; note its warnings."
             raise EcdError(density.name, f"space group {number or 'unknown'} is not cubic, but the model is", remedy)
         if self.portable and valence is None:
             valence = recognize(density)
         if not self.portable and "smoothed" in (density.convention or ""):
-            what = f"is converted ({density.convention}), the model takes densities as computed"
-            raise EcdError(density.name, what, f"Give the original, or take --model {DEFAULT_MODEL}.")
+            what = f"has been converted ({density.convention}), but the model takes densities as computed"
+            raise EcdError(density.name, what, f"Give the original, or use --model {DEFAULT_MODEL}.")
         return [statistics(density, s, valence, calibration) for s in self.features_key]
 
     @cached_property
@@ -379,6 +379,6 @@ class LeanModel:
         """
         moved = movement(self.result, target, relative)
         if moved.empty:
-            what = "was trained without the pairs, so that it is not known what a conversion costs"
+            what = "was trained without the pairs, so what a conversion costs is not known"
             raise EcdError(self.source, what, "Train it on all crystals (crystals=0).")
         return moved

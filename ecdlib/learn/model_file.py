@@ -70,7 +70,7 @@ def model_files(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) 
     found = [data_file(path) for path, model in shipped.items() if model == os.fspath(name)]
     if not found:
         known = dict.fromkeys(model for path, model in shipped.items() if _is_kept(path))
-        remedy = f"Give a file of `ecd train`, or one of: {', '.join(known)}."
+        remedy = f"Give a file from `ecd train`, or one of: {', '.join(known)}."
         raise EcdError(name, "no such trained model", remedy)
     return found
 
@@ -96,8 +96,8 @@ def load_model(path: str | os.PathLike[str], kind: str | None = None) -> Any:
         arrays, meta = read_archive(file)
         found = meta.get("kind", "")
         if found != (kind or found) or found not in KINDS:
-            problem = f"is of the kind '{found}', not '{kind}'" if kind else "is not a trained model"
-            raise EcdError(file, problem, f"Give one of the kind: {kind or ', '.join(KINDS)}.")
+            problem = f"is a model of kind '{found}', not '{kind}'" if kind else "is not a trained model"
+            raise EcdError(file, problem, f"Give a model of kind: {kind or ', '.join(KINDS)}.")
         return KINDS[found](arrays, meta, str(file))
     except DAMAGED as error:
         raise EcdError(file, "is not a readable model", "Train it again.") from error

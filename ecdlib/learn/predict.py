@@ -1,4 +1,4 @@
-"""Predictions for a density: properties with their uncertainty, and in which ways it is unlike the training set."""
+"""Predictions for a density: properties with their uncertainty, and how it differs from the training set."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def load_predictors(model: str | os.PathLike[str] = DEFAULT_MODEL) -> list[Predi
     found: dict[str, Any] = {}
     for candidate in map(load_model, files):
         if not hasattr(candidate, "features"):
-            raise EcdError(model, "does not predict from densities", f"Take --model {DEFAULT_MODEL}.")
+            raise EcdError(model, "does not predict from densities", f"Use --model {DEFAULT_MODEL}.")
         for target in candidate.targets:
             best = found.setdefault(target, candidate)
             if candidate.meta["parameters"]["epochs"] > best.meta["parameters"]["epochs"]:
@@ -98,8 +98,8 @@ def predict(
     features: dict[Any, Any] = {}
     valence = recognize(density) if any(p.model.portable for p in predictors) else None
     if calibration is not None and (valence is None or not os.path.isfile(calibration)):
-        problem = "no such file" if valence is not None else "is of no use to a model that does not convert densities"
-        raise EcdError(calibration, problem, f"Make one with `ecd calibrate`, and take --model {DEFAULT_MODEL}.")
+        problem = "no such file" if valence is not None else "is useless to a model that does not convert densities"
+        raise EcdError(calibration, problem, f"Make one with `ecd calibrate`, and use --model {DEFAULT_MODEL}.")
     odd = doubts(density)
     numbers = None if valence is None else vasp_numbers(valence)
     if calibration is not None and valence is not None and not valence.gpaw:  # GPAW's own need none
@@ -117,7 +117,7 @@ def predict(
                 "value": value,
                 "std": float(np.hypot(std, cost)),
                 "unit": p.unit,
-                "conversion": describe(valence, numbers) if p.model.portable and valence is not None else "",
+                "conversion": conversion_text(valence, numbers) if p.model.portable and valence is not None else "",
                 "conversion_std": cost,
                 "warnings": odd + p.domain.warnings(density, p.model.portable),
             }
@@ -125,14 +125,14 @@ def predict(
     return records
 
 
-def describe(valence: Valence, calibration: Calibration | None = None) -> str:
+def conversion_text(valence: Valence, calibration: Calibration | None = None) -> str:
     """What a portable model does about a valence, in words."""
     if is_standard(valence):
-        return f"valence {valence}, that of our data"
+        return f"valence {valence}, as in our data"
     gained = {e: target_electrons(e, "gpaw") - n for e, n in valence.electrons.items()}
     changes = ", ".join(f"{e} {n} to {n + gained[e]}" for e, n in valence.electrons.items() if gained[e])
     what = f"valence {valence} (known from {valence.how}), "
-    what += f"converted to that of our data: {changes} electrons" if changes else "that of our data"
+    what += f"converted to that of our data: {changes} electrons" if changes else "as in our data"
     return what if valence.gpaw else f"{what}; {describe_numbers(valence, calibration)}"
 
 

@@ -1,4 +1,4 @@
-"""Who trains and who tests: the one place for folds, and the one loop over the fits of a protocol."""
+"""Which crystals train and which test: the one place for folds, and the one loop over the fits of a protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fold_numbers(n: int, folds: int, seed: int) -> NDArray[np.int8]:
 
 @dataclass(frozen=True)
 class Fit:
-    """A model to be fitted: who trains it, and for whom its predictions count."""
+    """A model to be fitted: the crystals that train it, and those for which its predictions count."""
 
     name: str
     train: Mask  #: ``(n,)``

@@ -1,4 +1,4 @@
-"""The one result file: every prediction of a model on a task, with who trained, who tested, and the provenance."""
+"""The one result file: every prediction of a model on a task, with the role of each crystal and the provenance."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Result:
         return self.targets.index(target)
 
     def tested(self, split: int = 0) -> NDArray[np.bool_]:
-        """``(n,)``: who tests in a split."""
+        """``(n,)``: whether a crystal tests in a split."""
         return self.role[split] == TEST
 
     @property
@@ -124,17 +124,19 @@ def load_result(source: str | os.PathLike[str], kind: str | None = None) -> Resu
     try:
         result = Result.from_arrays(*read_archive(path))
         if result.kind != (kind or result.kind):
-            raise EcdError(path, f"is a result of {result.kind}, not of {kind}", "Give one of the right kind.")
+            raise EcdError(
+                path, f"is a result of kind '{result.kind}', not '{kind}'", "Give a result of the right kind."
+            )
         return result
     except DAMAGED as error:
         raise EcdError(path, "is not a readable result", "Make it with `ecd train`.") from error
 
 
 def finished(out: Path, kind: str, parameters: Parameters) -> Result | None:
-    """What an earlier call with the same parameters has written to ``out``; None if it is still to be made.
+    """What an earlier call with the same parameters wrote to ``out``; None if it has not been made.
 
     Raises:
-        EcdError: a file of another task or of other parameters is in the way.
+        EcdError: a file of another task or with other parameters is already there.
     """
     if not out.is_file():
         return None

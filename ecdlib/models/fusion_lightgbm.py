@@ -174,33 +174,57 @@ class FusionLightGBM(RegressorMixin, BaseEstimator):
         return predicted
 
 
-def load_trees(text: str, trusted: bool) -> Any:
+def load_trees(text: str, features: int, trusted: bool) -> Any:
     """The booster that a text of LightGBM holds.
 
-    LightGBM ends its process on some damaged texts and loops on others, so that one which is not trusted is tried in a
-    process of its own first.
+    LightGBM ends its process on some damaged texts, and takes others with which it loops or reads beyond its input. So
+    one that is not trusted is loaded and written again in a process of its own, and the trees are checked.
+
+    Args:
+        features: that the booster must take.
 
     Raises:
-        ValueError: a text that holds no sound trees.
+        ValueError: a text that holds no sound trees for so many features.
     """
     import lightgbm
 
     attempt = Bounded(60, 2 * 2**30, ["lightgbm", __name__])
     try:
         if not trusted:
-            attempt(_try_trees, text)
-        return lightgbm.Booster(model_str=text)
+            text = attempt(_written_again, text)
+            _check_trees(text, features)
+        booster = lightgbm.Booster(model_str=text)
     except (ChildProcessError, TimeoutError, lightgbm.basic.LightGBMError) as error:
         raise ValueError("no sound trees") from error
     finally:
         attempt.end()
+    if booster.num_feature() != features:
+        raise ValueError(f"trees for {booster.num_feature()} features, not {features}")
+    return booster
 
 
-def _try_trees(text: str) -> None:
-    """Load a text and follow its trees to both sides; LightGBM's own messages go nowhere."""
+def _written_again(text: str) -> str:
+    """The text as LightGBM itself writes it; its messages go nowhere."""
     import lightgbm
 
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    booster = lightgbm.Booster(model_str=text)
-    booster.predict(np.array([-1e30, 0, 1e30])[:, None] * np.ones(booster.num_feature()), num_threads=1)
+    return str(lightgbm.Booster(model_str=text).model_to_string())
+
+
+def _check_trees(text: str, features: int) -> None:
+    """Each inner node but the first, and each leaf, has one parent before it; each split is of a number of the input.
+
+    Raises:
+        ValueError: other trees.
+    """
+    for block in text.split("\nTree=")[1:]:
+        line = dict(row.partition("=")[::2] for row in block.partition("\n\n")[0].splitlines())
+        names = ("left_child", "right_child", "split_feature", "decision_type")
+        left, right, feature, kind = ([int(word) for word in line.get(name, "").split()] for name in names)
+        inner = int(line["num_leaves"]) - 1
+        sound = sorted(left + right) == [*range(-inner - 1, 0), *range(1, inner)] or inner == 0
+        sound &= all(child < 0 or child > node for side in (left, right) for node, child in enumerate(side))
+        sound &= set(feature) <= set(range(features)) and not any(bits & 1 for bits in kind)  # 1: of a category
+        if not sound or line["is_linear"] != "0":
+            raise ValueError("no sound trees")

@@ -48,12 +48,16 @@ def pick_device(device: str = "auto") -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise EcdError("device=cuda", "this machine or this torch has no CUDA", "Take auto, or make env TORCH=auto.")
+        raise EcdError(
+            "device=cuda",
+            "CUDA is not available on this machine or in this torch",
+            "Use auto, or run make env TORCH=auto.",
+        )
     return torch.device(device)
 
 
 def _seed_epoch(seed: int, epoch: int) -> torch.Generator:
-    """Each epoch has random numbers of its own, so that a resumed run goes on exactly as an uninterrupted one."""
+    """Each epoch has its own random numbers, so that a resumed run gives exactly what an uninterrupted one does."""
     torch.manual_seed(1_000_003 * (seed + 1) + epoch)
     return torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
 
@@ -97,7 +101,7 @@ def fit(
         augment: changes a batch of inputs in each step, with random numbers from the generator.
 
     Raises:
-        EcdError: a loss that is not finite, or a checkpoint of another model or of other settings.
+        EcdError: a loss that is not finite, or a checkpoint of another model or other settings.
     """
     where = pick_device(device)
     model.to(where)
@@ -117,9 +121,9 @@ def fit(
         try:
             state = torch.load(path, map_location=where, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise EcdError(path, "is not a readable checkpoint", "Remove it to start anew.") from error
+            raise EcdError(path, "is not a readable checkpoint", "Remove it to start afresh.") from error
         if state["label"] != label:
-            raise EcdError(path, "belongs to another model, data or settings", "Remove it to start anew.")
+            raise EcdError(path, "belongs to another model, other data or other settings", "Remove it to start afresh.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
