@@ -76,13 +76,16 @@ def space_group(structure: Structure) -> int:
     return 0 if found is None else int(found.number)
 
 
-def standard(structure: Structure) -> Structure:
+def standard(structure: Structure, number: int) -> Structure:
     """The standard primitive cell, as the training crystals have it; the cell as given where no symmetry is found.
 
     Quantiles are taken on a grid, and feel where the atoms lie on it.
+
+    Args:
+        number: of the space group, 0 if none is found.
     """
     cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
-    if not space_group(structure):
+    if not number:
         return structure
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
@@ -359,8 +362,8 @@ class CrystalModel:
         Raises:
             EcdError: an element without form factors.
         """
-        cell = standard(structure)
         number = space_group(structure) if symmetry is None else int(symmetry.number)
+        cell = standard(structure, number)
         return Prepared(cell, number, structure_features(cell))
 
     def moduli(self, prepared: Sequence[Prepared]) -> tuple[Floats, Floats]:
