@@ -37,8 +37,8 @@ def load_crystals() -> pd.DataFrame:
     (eV); original_split (train, val, test).
 
     Example:
-        >>> load_crystals().loc["NaCl_225", ["material_id", "bulk_modulus"]].tolist()
-        ['mp-22862', 25.0]
+        >>> load_crystals()["material_id"]["NaCl_225"]
+        'mp-22862'
     """
     return pd.read_csv(data_file("mp_crystals.csv"), index_col="name")
 

@@ -93,8 +93,8 @@ class ChargeDensity:
 
     Example:
         >>> cell = 3.0 * np.eye(3)
-        >>> ChargeDensity(np.full((8, 8, 8), 1 / 27), cell, ("H",), [[0, 0, 0]], name="even")
-        ChargeDensity(even: H, 8x8x8, 27.00 Å³, 1.000 electrons)
+        >>> ChargeDensity(np.full((8, 8, 8), 1 / 27), cell, ("Li",), [[0, 0, 0]], name="even")
+        ChargeDensity(even: Li, 8x8x8, 27.00 Å³, 1.000 electrons)
     """
 
     values: Floats

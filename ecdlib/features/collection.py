@@ -80,7 +80,7 @@ def featurize(
         >>> from ecdlib.density.store import load_density
         >>> features, row = featurize(load_density("LiH_225"), FeatureSettings(size=3))
         >>> features["autocorrelation"].shape, round(row["electrons"], 3)
-        ((3, 3, 3), 4.0)
+        ((3, 3, 3), 2.0)
     """
     if settings.convention != "computed":
         density = to_convention(density, settings.convention, valence, calibration=calibration)

@@ -65,7 +65,7 @@ def read_crystal(source: Any) -> ChargeDensity | Structure:
     Example:
         >>> import ecdlib as ecd
         >>> ecd.read("LiH_225")
-        ChargeDensity(LiH_225: LiH, 24x24x24, 16.22 Å³, 4.000 electrons)
+        ChargeDensity(LiH_225: LiH, 28x28x28, 16.22 Å³, 2.000 electrons)
     """
     from ecdlib.data.structures import is_crystal_file, read_structure
 
@@ -148,10 +148,11 @@ def answer(
     """
     from ecdlib.density.superpose import SUPERPOSED, structure_of
 
-    inputs, model = "structure+potential" if potential else "structure", os.fspath(model)
-    if (own := _own_model(model)) and not potential:
+    inputs: Inputs = "structure+potential" if potential else "structure"
+    model = os.fspath(model)
+    if (own_labels := _own_model(model)) and not potential:
         structure = structure_of(crystal) if isinstance(crystal, ChargeDensity) else crystal
-        records = structure_records(structure, own=own)
+        records = structure_records(structure, own=own_labels)
         return Answer(records, [f"structure: {_model(records)}"])
     if model != AUTO:
         if potential or not isinstance(crystal, ChargeDensity):
