@@ -139,7 +139,7 @@ def answer(
 
     Example:
         >>> import ecdlib as ecd
-        >>> found = ecd.answer(ecd.read("mp-1265"))
+        >>> found = ecd.answer(ecd.load_structures()["NaCl_225"])
         >>> found.notes[0].partition(";")[0]
         'structure: model crystal'
         >>> record = found.records[0]
