@@ -12,20 +12,29 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "ChargeDensity": "density.core",
+    "read": "learn.answer:read_crystal",
+    "predict": "learn.answer:predictions",
+    "answer": "learn.answer",
+    "load": "data.tables",
     "load_densities": "density.store",
-    "recognize": "density.valence",
-    "superpose": "density.superpose",
-    "to_convention": "density.valence",
     "load_crystals": "data.tables",
     "load_structures": "data.tables",
-    "density_invariants": "features.invariants",
-    "featurize": "features.collection",
-    "GroupGPR": "models.group_gpr",
-    "answer": "learn.answer",
     "load_model": "learn.model_file",
     "load_result": "learn.result",
-    "read": "learn.answer:read_crystal",
+    "ChargeDensity": "density.core",
+    "superpose": "density.superpose",
+    "recognize": "density.valence",
+    "to_convention": "density.valence",
+    "resample": "density.cell",
+    "featurize": "features.collection",
+    "density_invariants": "features.invariants",
+    "Autocorrelation": "features.transformers",
+    "Composition": "features.transformers",
+    "CrystalFeatures": "features.transformers",
+    "Invariants": "features.transformers",
+    "PotentialTensor": "features.transformers",
+    "Quantiles": "features.transformers",
+    "GroupGPR": "models.group_gpr",
 }
 __all__ = list(_HOMES)
 

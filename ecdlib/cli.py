@@ -331,7 +331,7 @@ def predict_command(
     from ecdlib.density.core import ChargeDensity
     from ecdlib.density.valence import parse_valence
     from ecdlib.features.collection import expand_sources
-    from ecdlib.learn.answer import answer, interval, named, read_crystal, table
+    from ecdlib.learn.answer import NO_DENSITY, answer, interval, named, read_crystal, table
 
     stated = parse_valence(valence)
     if csv is not None:
@@ -346,7 +346,7 @@ def predict_command(
             crystal = read_crystal(file)
             if stated and isinstance(crystal, ChargeDensity):
                 crystal = replace(crystal, valence=stated)
-            with told_as(file, getattr(crystal, "name", file)):
+            with told_as(file, getattr(crystal, "name", NO_DENSITY)):
                 answers.append(named(answer(crystal, model, calibration, potential is not None), file))
         except EcdError as error:
             failed.append(error)
@@ -462,8 +462,22 @@ def train(
     parameter: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated")] = None,
     profile: Annotated[Profile, typer.Option(help="profile to start from")] = Profile.quick,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="result file to write (.npz)")] = None,
+    labels: Annotated[Path | None, typer.Option(help="train on the labels of this table (.csv)")] = None,
+    column: Annotated[str, typer.Option(help="of the labels; may be left out if only one holds numbers")] = "",
+    unit: Annotated[
+        str, typer.Option(help="of the labels, where the column is not called like 'K (GPa)'; 1: none")
+    ] = "",
 ) -> None:
-    """Train a model with the parameters of the notebook 'training' (`ecd list`); resumes an interrupted run."""
+    """Train a model; resumes an interrupted run.
+
+    On the bundled densities, with the parameters of the notebook 'training' (`ecd list`); or with --labels on your own:
+    a CSV file with one crystal a row (a column of CIF, POSCAR or other files) and a column of numbers.
+    """
+    if labels is not None:
+        _train_on_labels(labels, column, unit, out)
+        return
+    if column or unit:
+        raise EcdError("--column, --unit", "are of a table", "Add: --labels FILE.csv")
     from ecdlib.learn.lean import TrainingParameters, run_lean, table2_errors
 
     p = _values("training", parameter, profile)
@@ -475,6 +489,22 @@ def train(
         errors = {k: f"{v:.3g}" for k, v in table2_errors(result, target).items() if v == v}
         print(f"{target}: mean absolute errors {errors}")
     print(f"written: {path}")
+
+
+def _train_on_labels(labels: Path, column: str, unit: str, out: Path | None) -> None:
+    from ecdlib.learn.own_labels import read_labels, train_on_labels
+
+    path = out or labels.with_suffix(".npz")
+    _check_npz(path, "model file", [labels])
+    data = read_labels(labels, column, unit)
+    if path.exists():
+        raise EcdError(path, "is there already", "Remove it, or choose another name with --out.")
+    found = train_on_labels(data, labels, path)
+    own, mean = (f"{found[key]:.3g} {data.unit}".rstrip() for key in ("MAE", "MAE of the mean"))
+    print(f"{data.column}: {len(data.labels)} crystals, 5-fold cross-validation, all of a formula in one fold")
+    print(f"mean absolute error {own} (of the mean alone: {mean}), R2 {found['R2']:.3f}")
+    print(f"{100 * found['within']:.0f} % of the labels lie within their 95 % interval")
+    print(f"written: {path}; use it with: ecd predict FILE --model {path}")
 
 
 @app.command("train-autoencoder")

@@ -39,7 +39,7 @@ from ecdlib.book.artifacts import (
     write_payload,
 )
 from ecdlib.book.parameters import NOTEBOOKS, changed, parameter_rows, resolve, run_name, schema, title
-from ecdlib.book.scoreboard import FINDINGS, scoreboard_page
+from ecdlib.book.scoreboard import FINDINGS, front_findings, scoreboard_page
 
 
 @pytest.fixture(autouse=True)
@@ -600,7 +600,12 @@ def test_the_page_leads_with_counts_and_findings_and_every_row_opens(one, tmp_pa
     options = {"comparisons": [Comparison("A < B", -3.0, 1.0)], "other_data": "ours", "finding": "What was found."}
     write_payload(tmp_path, finding, "words", made_by=made, **options)
     write_payload(tmp_path, one, load_artifacts()[one].numbers, made_by=made)
-    page = scoreboard_page(scoreboard([tmp_path], {}))
+    rows = scoreboard([tmp_path], {})
+    front = front_findings(rows)
+    assert "What was found." in front
+    assert f"executed/scoreboard.html#{finding}" in front
+    assert f"executed/{MADE_BY['notebook']}.html" in front
+    page = scoreboard_page(rows)
     counts, found, table = (page.index(text) for text in ("ecd-counts", "What was found.", "ecd-scoreboard"))
     assert counts < found < table
     for artifact in load_artifacts().values():

@@ -12,7 +12,7 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file
 from ecdlib.density.cell import resample, to_conventional
 from ecdlib.density.core import ChargeDensity
-from ecdlib.density.io import read_density, write_cube, write_npz
+from ecdlib.density.io import read_density, write_chgcar, write_cube, write_npz
 from ecdlib.density.store import DensityStore, load_density
 from ecdlib.density.valence import (
     Valence,
@@ -154,6 +154,29 @@ def test_a_calibration_of_ones_own_goes_before_the_table(tmp_path: Path) -> None
     (tmp_path / "other.csv").write_text("element,electrons,a,b,compound\nNa,7,0.1,0.0,mine\n")
     with pytest.raises(EcdError, match="calibrates Na with 7 valence electrons, but the density has 1"):
         predict(density, predictors, tmp_path / "other.csv")
+
+
+def test_a_sum_of_core_and_valence_densities_is_refused(tmp_path: Path) -> None:
+    own = load_density("NaCl_225")
+    values = own.values.copy()
+    values[0, 0, 0] += (0.97 * sum(own.numbers) - own.n_electrons) * values.size / own.volume  # cores, in part
+    write_chgcar(replace(own, values=values, convention=None), tmp_path / "CHGCAR_sum")
+    with pytest.raises(EcdError, match=r"the sum of core and valence densities .* Give the CHGCAR of the same calc"):
+        read_density(tmp_path / "CHGCAR_sum")
+
+
+def test_a_lanthanide_with_its_f_electrons_in_the_core_is_converted_by_shells(tmp_path: Path) -> None:
+    values, lattice = np.full((12, 12, 12), 14 / 4.8**3), 4.8 * np.eye(3)
+    density = ChargeDensity(values, lattice, ("Er", "N"), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), "ErN")
+    write_chgcar(density, tmp_path / "CHGCAR")
+    titles = {"Er_3 06Sep2000": 9, "N 08Apr2002": 5}
+    lines = [f" TITEL  = PAW_PBE {title}\n ZVAL   = {n:.3f} mass\n" for title, n in titles.items()]
+    (tmp_path / "POTCAR").write_text("".join(lines))
+    read = read_density(tmp_path / "CHGCAR")
+    assert recognize(read).electrons == {"Er": 9, "N": 5}
+    assert (
+        to_convention(read).history[-1].endswith("with the numbers of VASP's PBE potentials: N; by whole shells: Er_3")
+    )
 
 
 def test_a_valence_that_the_table_lacks_is_converted_by_shells() -> None:

@@ -54,23 +54,26 @@ def moment(density: ChargeDensity) -> float:
     return float(np.linalg.norm(parts)) if parts else np.nan
 
 
-def calibrations(name: str, density: ChargeDensity, folder: Path) -> Iterator[tuple[str, Numbers]]:
-    """Ways to take a file's potentials: a name and the numbers."""
+def calibrations(name: str, density: ChargeDensity, folder: Path) -> Iterator[tuple[str, Numbers, str]]:
+    """Ways to take a file's potentials: a name, the numbers, and what else is to be said."""
     valence, table = recognize(density), vasp_pbe()
     known = vasp_numbers(valence)
-    yield "whole shells", {}
+    yield "whole shells", {}, ""
     if known:
-        yield "the table", known
+        yield "the table", known, ""
     other = {e: tuple(map(float, table.loc[e, ["a", "b"]])) for e in valence.electrons if e in table.index}
     if set(other) - set(known):
-        yield "the standard set", other
+        yield "the standard set", other, ""
     if name in PAIRS:
         first, element = PAIRS[name]
         reference = to_ours(read_density(folder / f"CHGCAR.{first}.gz"))
         as_ours = ChargeDensity(
             reference.values, reference.lattice, reference.species, reference.positions, first, "gpaw-0.9.20000"
         )
-        yield f"fitted to {first}", known | solve([normal_equations(density, as_ours, [element], known=known)])
+        one = normal_equations(density, as_ours, [element], known=known)
+        found = solve([one])
+        ends = f"{100 * one.apart({}):.0f} % apart before, {100 * one.apart(found):.1f} % after"
+        yield f"fitted to {first}", known | found, ends
 
 
 def rows(name: str, path: Path, own: ChargeDensity | None) -> Iterator[dict[str, Any]]:
@@ -89,8 +92,8 @@ def rows(name: str, path: Path, own: ChargeDensity | None) -> Iterator[dict[str,
         found = predictors[0].model.features(of, None, numbers)
         return {p.target: p.predict(found)[0] for p in predictors}
 
-    for label, numbers in calibrations(name, density, path.parent):
-        row = about | {"numbers": label} | predicted(density, numbers)
+    for label, numbers, note in calibrations(name, density, path.parent):
+        row = about | {"numbers": label, "note": note} | predicted(density, numbers)
         row["apart"] = distance(density, own, numbers) if own else np.nan
         yield row
     if own is not None:

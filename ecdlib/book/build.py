@@ -22,9 +22,11 @@ from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.book import parameters
 from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
-from ecdlib.book.scoreboard import scoreboard_page
+from ecdlib.book.scoreboard import front_findings, scoreboard_page
 
 PAGES = ROOT / "book" / "executed"
+#: Beneath the pages: what the front page includes.
+FRONT = "front"
 
 
 class Course(Protocol):
@@ -86,7 +88,11 @@ def build_book(
         name = folder.name if folder.name != notebook else f"{notebook}--{values.profile}"
         _page(folder, name, variant=name.removeprefix(f"{notebook}--").replace("--", ", "))
         beneath.setdefault(notebook, []).append(name)
-    (PAGES / "scoreboard.md").write_text(scoreboard_page(current_scoreboard()), encoding="utf-8")
+    rows = current_scoreboard()
+    (PAGES / "scoreboard.md").write_text(scoreboard_page(rows), encoding="utf-8")
+    (PAGES / FRONT / "findings.md").parent.mkdir()
+    (PAGES / FRONT / "findings.md").write_text(front_findings(rows), encoding="utf-8")
+    (PAGES / FRONT / "picture.md").write_text(_picture(folders["dataset"]), encoding="utf-8")
     beneath |= course.write_pages(PAGES, solutions)
     _assets()
     course.write_slides(BUILD / "assets" / "slides", lambda page: PAGES / f"{page}.ipynb")
@@ -135,6 +141,18 @@ def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> No
     if questions:
         nb.cells.append(nbformat.v4.new_markdown_cell(questions))
     nbformat.write(nb, PAGES / f"{name}.ipynb")
+
+
+def _picture(folder: Path) -> str:
+    """The first view of an executed notebook that turns with the mouse, as MyST; nothing where there is none."""
+    nb = nbformat.read(folder / "executed.ipynb", as_version=4)
+    outputs = [output for cell in nb.cells for output in cell.get("outputs", [])]
+    views = [
+        output.data["text/html"]
+        for output in outputs
+        if "ecd-interactive" in output.get("data", {}).get("text/html", "")
+    ]
+    return f"```{{raw}} html\n{views[0]}\n```\n" if views else ""
 
 
 def _assets() -> None:

@@ -76,7 +76,7 @@ PairName = Annotated[str, AfterValidator(_pair)]
 
 
 class DatasetParameters(Parameters):
-    """The dataset: what is in it, beside the paper's."""
+    """The crystals and their densities."""
 
     tiny: ClassVar[dict[str, Any]] = {"sample": 2}
 
@@ -85,7 +85,7 @@ class DatasetParameters(Parameters):
 
 
 class PreprocessingParameters(Parameters):
-    """From the primitive to the conventional cell, and no negative charge."""
+    """Preparing a density: one cell, no negative charge."""
 
     tiny: ClassVar[dict[str, Any]] = {"crystals": 40}
 
@@ -95,7 +95,7 @@ class PreprocessingParameters(Parameters):
 
 
 class FeaturesParameters(Parameters):
-    """Autocorrelations on the standard grid."""
+    """From a density to features: the autocorrelation."""
 
     tiny: ClassVar[dict[str, Any]] = {"sample": 3}
 
@@ -106,7 +106,7 @@ class FeaturesParameters(Parameters):
 
 
 class ArchitecturesParameters(Parameters):
-    """Lean networks: their parameters, and the symmetry of the cube."""
+    """Lean networks: few parameters, and fewer by symmetry."""
 
     tiny: ClassVar[dict[str, Any]] = {"batch": 1}
 
@@ -115,7 +115,7 @@ class ArchitecturesParameters(Parameters):
 
 
 class LeanResultsParameters(Parameters):
-    """Results of the lean networks: Tables 2 and 3, Figs 5 and 6."""
+    """The lean networks, put to the test."""
 
     full: ClassVar[dict[str, Any]] = {"epochs": 650}
     tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "epochs": 1, "crystals": 150}
@@ -126,7 +126,7 @@ class LeanResultsParameters(Parameters):
 
 
 class BeyondParameters(Parameters):
-    """The best model here: what it adds, and how it was chosen."""
+    """Beyond the paper: the best model on a density alone."""
 
     full: ClassVar[dict[str, Any]] = {"folds": 10}
     tiny: ClassVar[dict[str, Any]] = {"folds": 2, "crystals": 60}
@@ -136,7 +136,7 @@ class BeyondParameters(Parameters):
 
 
 class AttentionParameters(Parameters):
-    """What the network looks at: occlusion and gradients."""
+    """Which distances the network uses."""
 
     tiny: ClassVar[dict[str, Any]] = {"shell": 2.0, "crystals": 150}
 
@@ -242,7 +242,7 @@ class CandidatesParameters(Parameters):
 
 
 class BaselineParameters(Parameters):
-    """Principal components + Gaussian process: a first prediction."""
+    """A first prediction: principal components and a Gaussian process."""
 
     tiny: ClassVar[dict[str, Any]] = {"size": 21, "n_components": 10, "folds": 3, "crystals": 60}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -201,6 +201,38 @@ def parity(ax: Axes, truth: Floats, prediction: Floats, label: str, std: Floats 
     text = f"MAE {s['MAE']:.3g}\nRMSE {s['RMSE']:.3g}\n$R^2$ {s['R2']:.3f}\nNMAE {s['NMAE']:.1f} %"
     ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top")
     ax.set(xlabel=f"calculated {label}", ylabel=f"predicted {label}", aspect="equal", xlim=ends, ylim=ends)
+
+
+def elements_map(ax: Axes, values: Mapping[str, float], form: str = "{:.0f}", **scale: Any) -> Any:
+    """Periodic table coloured by a number of each element, with the number below the symbol; empty where there is none.
+
+    Args:
+        form: of the numbers.
+        scale: of the colours: ``norm``, ``cmap``, ``vmin``, ``vmax``.
+
+    Returns:
+        What a colour bar is made from.
+    """
+    rows: list[float] = []
+    columns: list[int] = []
+    colours: list[float] = []
+    for symbol, value in values.items():
+        e = Element(symbol)
+        column = e.Z - 54 if e.is_lanthanoid else e.group
+        row = 7.5 if e.is_lanthanoid else e.row
+        rows, columns, colours = [*rows, row], [*columns, column], [*colours, value]
+        ax.text(column, row - 0.16, symbol, ha="center", va="center", fontsize=9)
+        ax.text(column, row + 0.24, form.format(value), ha="center", va="center", fontsize=7)
+    options = {"cmap": mpl.colormaps["Blues"].resampled(256)} | scale
+    tiles = ax.scatter(columns, rows, c=colours, marker="s", s=0, **options)
+    shades = 0.75 * np.asarray(tiles.norm(np.array(colours)), dtype=float)  # dark text stays legible
+    for row, column, colour in zip(rows, columns, tiles.cmap(shades), strict=True):
+        ax.add_patch(
+            Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, edgecolor=GREY, lw=0.4, zorder=0)
+        )
+    ax.set(xlim=(0.4, 18.6), ylim=(max(rows) + 0.6, 0.4), aspect="equal")
+    ax.axis("off")
+    return tiles
 
 
 _ENDS = np.array([0.5, 600.0])  # GPa

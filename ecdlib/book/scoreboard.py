@@ -82,13 +82,24 @@ def _counts(rows: list[dict[str, Any]], words: list[str]) -> str:
     return "\n".join([*lines, "</tbody></table>"])
 
 
-def _findings(rows: list[dict[str, Any]]) -> list[str]:
-    """The findings, in the words and numbers of the runs."""
+def front_findings(rows: list[dict[str, Any]]) -> str:
+    """The findings for the front page, which includes this text: each with links to its chapter and its evidence."""
+    return "\n".join(_findings(rows, "executed/scoreboard.html", "executed/{}.html")) + "\n"
+
+
+def _findings(rows: list[dict[str, Any]], board: str = "", chapter: str = "") -> list[str]:
+    """The findings, in the words and numbers of the runs.
+
+    Args:
+        board: address of the scoreboard, from the page that shows them.
+        chapter: address of a chapter, with ``{}`` for its name; empty: no link to it.
+    """
     by_id = {row["id"]: row for row in rows}
     made = [by_id[name] for name in FINDINGS if by_id[name]["finding"]]
     return [
         f"{number}. {row['finding']} ({_word(row['verdict'], verdict_words(row['paper'], row['verdict']))}: "
-        f"<a href='#{row['id']}'>{PAPERS[row['paper']]}, {html.escape(row['where'])}</a>)"
+        f"<a href='{board}#{row['id']}'>{PAPERS[row['paper']]}, {html.escape(row['where'])}</a>"
+        + (f"; <a href='{chapter.format(row['provenance']['notebook'])}'>chapter</a>)" if chapter else ")")
         for number, row in enumerate(made, 1)
     ] or ["No notebook has run yet."]
 

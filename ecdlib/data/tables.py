@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import lzma
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
 
 from ecdlib.base.resources import data_file, read_once
-from ecdlib.data.properties import labelled
-from ecdlib.density.store import load_densities
+from ecdlib.data.properties import PROPERTIES, labelled
+from ecdlib.density.store import DensityStore, load_densities
 
 #: Crystal systems from low to high symmetry, and the last space group of each.
 SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
@@ -34,6 +35,10 @@ def load_crystals() -> pd.DataFrame:
     Columns: material_id, formula, spacegroup, crystal_system, n_sites; bulk_modulus, shear_modulus, youngs_modulus
     (GPa), poisson_ratio, debye_temperature (K); cohesive_energy, formation_energy, total_energy (eV/atom); band_gap
     (eV); original_split (train, val, test).
+
+    Example:
+        >>> load_crystals()["material_id"]["NaCl_225"]
+        'mp-22862'
     """
     return pd.read_csv(data_file("mp_crystals.csv"), index_col="name")
 
@@ -51,10 +56,45 @@ def load_cubic_targets() -> pd.DataFrame:
     return table[["formula", "spacegroup"]].assign(**columns)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Bundled densities and their labels, aligned."""
+
+    densities: DensityStore  #: ``n`` densities, each read when it is asked for
+    table: pd.DataFrame  #: ``n`` rows: formula, spacegroup, and the properties of PROPERTIES; NaN where there is none
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, column: str) -> pd.Series:
+        return self.table[column]
+
+
+def load(which: Literal["cubic", "general"] = "cubic") -> Labelled:
+    """Densities (see :func:`ecdlib.density.store.load_densities`) and labels.
+
+    Energies are in eV/atom: the total energy is that of the calculation that gave the density, all other labels are the
+    Materials Project's (:func:`load_crystals`).
+
+    Example:
+        >>> data = load("cubic")
+        >>> len(data), data.densities[0].formula, round(float(data["bulk_modulus"].mean()))
+        (892, 'AgAsF6', 115)
+    """
+    densities = load_densities(which)
+    own = densities.table["energy"] / densities.table["n_atoms"]
+    labels = load_crystals().reindex(densities.table.index)[list(PROPERTIES)].assign(total_energy=own)
+    return Labelled(densities, densities.table[["formula", "spacegroup"]].join(labels))
+
+
 def load_structures() -> dict[str, Structure]:
     """Crystal structures: 6,059 by the names of :func:`load_crystals`, 1,943 binary ones by material id.
 
     They are read once and shared: copy one before you change it.
+
+    Example:
+        >>> load_structures()["NaCl_225"].composition.reduced_formula
+        'NaCl'
     """
     return dict(_structures())
 

@@ -163,7 +163,13 @@ def to_conventional(
 
 
 def resample(values: Floats, shape: Sequence[int]) -> Floats:
-    """A periodic field on another grid: plane waves are kept, dropped where the new grid cannot hold them."""
+    """A periodic field on another grid: plane waves are kept, dropped where the new grid cannot hold them.
+
+    Example:
+        >>> wave = np.cos(2 * np.pi * np.arange(4) / 4)[:, None, None] * np.ones((1, 2, 2))
+        >>> resample(wave, (8, 2, 2))[:, 0, 0].round(3)
+        array([ 1.   ,  0.707,  0.   , -0.707, -1.   , -0.707, -0.   ,  0.707])
+    """
     from scipy.signal import resample as along  # slow to import
 
     resampled = np.asarray(values, dtype=np.float64)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import spglib
@@ -18,12 +18,20 @@ from scipy.spatial import cKDTree
 
 from ecdlib.base.errors import EcdError
 
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.io.common import VolumetricData
+    from pymatgen.io.vasp.outputs import Chgcar
+
 Floats = NDArray[np.floating[Any]]
 CLOSE = 0.5  #: Å, atoms nearer than this are an error
 LONGEST = 1000  #: Å, of a cell vector
 FLAT = 0.1  #: Å, smallest distance of a cell's opposite faces
 MOST_VOXELS = 2**26  #: of a grid (about 400³): reading takes up to 1.5 GB for them
 FAR = 1000  #: cells, beyond which a fractional coordinate is an error
+#: e/Å³; valence densities of PAW potentials stay below half of it.
+CORE_PEAK = 100.0
+BOHR = 0.5291772105638411  #: Å, as in ASE
 SYMPREC = 0.01  #: Å, within which atoms of a crystal structure count as equivalent
 
 
@@ -82,6 +90,11 @@ class ChargeDensity:
     Raises:
         EcdError: values that are not finite, a flat or empty grid, a cell without volume, unknown species,
             or a total charge that is not positive.
+
+    Example:
+        >>> cell = 3.0 * np.eye(3)
+        >>> ChargeDensity(np.full((8, 8, 8), 1 / 27), cell, ("Li",), [[0, 0, 0]], name="even")
+        ChargeDensity(even: Li, 8x8x8, 27.00 Å³, 1.000 electrons)
     """
 
     values: Floats
@@ -196,6 +209,66 @@ class ChargeDensity:
             warnings.simplefilter("ignore")  # pymatgen's remark that He, Ne and Ar have no electronegativity
             return str(Composition("".join(self.species)).reduced_formula) if self.species else ""
 
+    @classmethod
+    def from_pymatgen(
+        cls, volumetric: VolumetricData, *, unit: Literal["e", "e/bohr3", "e/Å3"] = "e", name: str = "density"
+    ) -> ChargeDensity:
+        """The total density of a pymatgen ``Chgcar`` or other ``VolumetricData``.
+
+        Args:
+            unit: of the numbers. A ``Chgcar`` holds ρ·V in electrons; what pymatgen reads from a cube file holds
+                e/bohr³.
+
+        Raises:
+            EcdError: see :func:`check_electrons`; a wrong unit shows there.
+
+        Example:
+            >>> from pymatgen.io.vasp import Chgcar
+            >>> structure = Structure(Lattice.cubic(2.0), ["H"], [[0, 0, 0]])
+            >>> density = ChargeDensity.from_pymatgen(Chgcar(structure, {"total": np.ones((4, 4, 4))}))
+            >>> float(density.values[0, 0, 0]), round(density.n_electrons, 9)
+            (0.125, 1.0)
+        """
+        structure = volumetric.structure
+        scale = {"e": 1 / structure.volume, "e/bohr3": BOHR**-3, "e/Å3": 1.0}[unit]
+        blocks = {key: values for key, values in volumetric.data.items() if key != "total"}
+        vasp = VaspBlocks(blocks, dict(volumetric.data_aug or {})) if unit == "e" else None
+        species = tuple(site.specie.symbol for site in structure)
+        values = np.asarray(volumetric.data["total"]) * scale
+        return check_electrons(cls(values, structure.lattice.matrix, species, structure.frac_coords, name, vasp=vasp))
+
+    def to_pymatgen(self) -> Chgcar:
+        """A pymatgen ``Chgcar``, which holds ρ·V.
+
+        Spin densities and augmentation occupancies that came with the density are in it, unless a step has changed the
+        density since. Atoms of one element are put together, as VASP wants them.
+        """
+        from pymatgen.io.vasp.outputs import Chgcar  # slow to import
+
+        blocks = self.vasp or VaspBlocks({}, {})
+        order = np.argsort(self.species, kind="stable") if self.vasp is None else np.arange(len(self.species))
+        structure = self.structure
+        structure = Structure.from_sites([structure[int(i)] for i in order])
+        total = np.asarray(self.values, dtype=np.float64) * self.volume + 0.0  # pymatgen cannot write -0.0
+        return Chgcar(structure, {"total": total, **blocks.spin}, data_aug=blocks.augmentation or None)
+
+    @classmethod
+    def from_ase(cls, atoms: Atoms, values: Floats, *, name: str = "density") -> ChargeDensity:
+        """ASE ``Atoms`` and a density ``(nx, ny, nz)`` in e/Å³, as GPAW's ``get_pseudo_density`` gives it.
+
+        Raises:
+            EcdError: see :class:`ChargeDensity` and :func:`check_electrons`.
+        """
+        positions = atoms.get_scaled_positions(wrap=False)
+        return check_electrons(cls(values, np.asarray(atoms.cell), tuple(atoms.symbols), positions, name))
+
+    def to_ase(self) -> tuple[Atoms, Floats]:
+        """ASE ``Atoms`` and the density, ``(nx, ny, nz)`` in e/Å³."""
+        from ase import Atoms
+
+        atoms = Atoms(self.species, scaled_positions=self.positions, cell=self.lattice, pbc=True)
+        return atoms, np.array(self.values)
+
     def step(self, what: str, **changes: Any) -> ChargeDensity:
         """A copy with ``changes`` applied and ``what`` appended to the history."""
         return replace(self, history=(*self.history, what), vasp=None, **changes)
@@ -248,3 +321,29 @@ def check_atoms(density: ChargeDensity) -> None:
     """
     if problem := misplaced(density.lattice, density.positions):
         raise EcdError(density.name, problem, "Check lattice and coordinates in the file's header (units: Å).")
+
+
+def check_electrons(density: ChargeDensity) -> ChargeDensity:
+    """Refuse a density whose electron count betrays mixed-up units, else return it.
+
+    The count of a neutral or charged cell is a whole number (checked to 0.05 + 0.01 %), at least half an electron
+    per atom and at most all electrons of the atoms. A sum of core and valence densities, whose cores the grid does not
+    hold, is known from its peaks and from its count, which is short of all electrons.
+
+    Raises:
+        EcdError: otherwise.
+    """
+    count, atoms = density.n_electrons, len(density.species)
+    everything = sum(density.numbers)
+    if 0.85 * everything < count < 0.99 * everything and density.values.max() > CORE_PEAK:
+        what = f"holds {count:.4g} of {everything} electrons, with a peak of {density.values.max():.3g} e/Å³: "
+        what += "the sum of core and valence densities on a grid that cannot hold the cores"
+        raise EcdError(density.name, what, "Give the CHGCAR of the same calculation.")
+    whole = abs(count - round(count)) <= 0.05 + 1e-4 * count
+    if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
+        raise EcdError(
+            density.name,
+            f"holds {count:.4g} electrons, which does not fit {density.formula} ({atoms} atoms, {everything} in all)",
+            "Check the units: CHGCAR holds density times cell volume, cube e/bohr³, npz e/Å³.",
+        )
+    return density

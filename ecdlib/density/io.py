@@ -21,7 +21,15 @@ from pymatgen.core import Element, Lattice
 
 from ecdlib.base.arrays import read_arrays
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input, told_as
-from ecdlib.density.core import MOST_VOXELS, ChargeDensity, Floats, VaspBlocks, check_atoms
+from ecdlib.density.core import (
+    BOHR,
+    MOST_VOXELS,
+    ChargeDensity,
+    Floats,
+    VaspBlocks,
+    check_atoms,
+    check_electrons,
+)
 from ecdlib.density.numbers import NumbersFile, Surplus
 from ecdlib.density.store import DensityStore, load_density
 from ecdlib.density.valence import read_potcar
@@ -68,36 +76,6 @@ def _check_counts(shape: tuple[int, ...], atoms: int, most_numbers: int) -> None
         raise ValueError(f"a grid of {'x'.join(map(str, shape))}, more than the file can hold")
     if voxels > MOST_VOXELS:
         raise ValueError(f"a grid of {'x'.join(map(str, shape))}, larger than {MOST_VOXELS} voxels (about 400³)")
-
-
-#: e/Å³; valence densities of PAW potentials stay below half of it.
-CORE_PEAK = 100.0
-
-
-def check_electrons(density: ChargeDensity) -> ChargeDensity:
-    """Refuse a density whose electron count betrays mixed-up units, else return it.
-
-    The count of a neutral or charged cell is a whole number (checked to 0.05 + 0.01 %), at least half an electron
-    per atom and at most all electrons of the atoms. A sum of core and valence densities, whose cores the grid does not
-    hold, is known from its peaks and from its count, which is short of all electrons.
-
-    Raises:
-        EcdError: otherwise.
-    """
-    count, atoms = density.n_electrons, len(density.species)
-    everything = sum(density.numbers)
-    if 0.85 * everything < count < 0.99 * everything and density.values.max() > CORE_PEAK:
-        what = f"holds {count:.4g} of {everything} electrons, with a peak of {density.values.max():.3g} e/Å³: "
-        what += "the sum of core and valence densities on a grid that cannot hold the cores"
-        raise EcdError(density.name, what, "Give the CHGCAR of the same calculation.")
-    whole = abs(count - round(count)) <= 0.05 + 1e-4 * count
-    if atoms and not (whole and 0.5 * atoms <= count <= 1.01 * everything + 1):
-        raise EcdError(
-            density.name,
-            f"holds {count:.4g} electrons, which does not fit {density.formula} ({atoms} atoms, {everything} in all)",
-            "Check the units: CHGCAR holds density times cell volume, cube e/bohr³, npz e/Å³.",
-        )
-    return density
 
 
 class GridError(ValueError):
@@ -345,7 +323,6 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
     Raises:
         EcdError: missing, truncated or malformed file, or one of orbitals.
     """
-    from ase.units import Bohr  # ase is slow to import
 
     path = Path(path)
     with _opened(path) as (stream, size):
@@ -361,9 +338,9 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
             if "OUTER LOOP" in second.upper():
                 data = data.transpose(["XYZ".index(word[0]) for word in second.upper().split()[2::3]])
             data = data[:-1, :-1, :-1] if inclusive else data
-            cell = np.array([(row[0] - inclusive) * np.array(row[1:]) for row in rows[1:4]]) * Bohr
+            cell = np.array([(row[0] - inclusive) * np.array(row[1:]) for row in rows[1:4]]) * BOHR
             species = tuple(Element.from_Z(int(row[0])).symbol if row[0] else "X" for row in rows[4:])
-            places = (np.array([row[2:] for row in rows[4:]]) - rows[0][1:4]) * Bohr
+            places = (np.array([row[2:] for row in rows[4:]]) - rows[0][1:4]) * BOHR
             positions = np.linalg.solve(cell.T, places.T).T
         except CubeError as error:
             raise EcdError(path, error.problem, error.remedy) from error
@@ -379,7 +356,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
     numbers = {s: int(row[0]) for s, row in zip(species, rows[4:], strict=True)}
     stated = len(whole) == len(charges) and all(0 < n < numbers[e] or n == numbers[e] <= 2 for e, n in whole.items())
     return ChargeDensity(
-        data / Bohr**3,
+        data / BOHR**3,
         cell,
         species,
         positions,
@@ -496,16 +473,8 @@ def write_chgcar(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
-    from pymatgen.io.vasp.outputs import Chgcar  # slow to import
-
-    blocks = density.vasp or VaspBlocks({}, {})
-    order = np.argsort(density.species, kind="stable") if density.vasp is None else np.arange(len(density.species))
-    structure = density.structure
-    structure = type(structure).from_sites([structure[int(i)] for i in order])
-    data: dict[str, Any] = {"total": np.asarray(density.values, dtype=np.float64) * density.volume, **blocks.spin}
-    data["total"] = data["total"] + 0.0  # pymatgen cannot write -0.0
     with atomic_write(path) as temporary:
-        chgcar = Chgcar(structure, data, data_aug=blocks.augmentation or None)
+        chgcar = density.to_pymatgen()
         chgcar.name = _comment(density)  # the first line
         chgcar.write_file(str(temporary))
 
@@ -516,13 +485,11 @@ def write_cube(density: ChargeDensity, path: Source) -> None:
     Raises:
         EcdError: a folder that cannot be written.
     """
-    from ase import Atoms
     from ase.io.cube import write_cube as ase_write_cube
-    from ase.units import Bohr
 
-    atoms = Atoms(density.species, scaled_positions=density.positions, cell=density.lattice, pbc=True)
+    atoms, values = density.to_ase()
     with atomic_write(path) as temporary, open(temporary, "w") as f:
-        ase_write_cube(f, atoms, density.values * Bohr**3, comment=_comment(density))
+        ase_write_cube(f, atoms, values * BOHR**3, comment=_comment(density))
 
 
 def write_npz(density: ChargeDensity, path: Source) -> None:

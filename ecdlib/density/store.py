@@ -212,7 +212,8 @@ class DensityStore:
             raise EcdError(f"{self.path}::{name}", "no such crystal in this store", "`.names` lists what it holds.")
         return self._row[name]
 
-    def __getitem__(self, name: str) -> ChargeDensity:
+    def __getitem__(self, name: str | int) -> ChargeDensity:
+        name = name if isinstance(name, str) else self.names[name]
         i = self._checked(name)
 
         def part(offset: str, key: str) -> Any:
@@ -345,6 +346,11 @@ def load_densities(
 
     Raises:
         EcdError: see :func:`data_file`.
+
+    Example:
+        >>> store = load_densities("cubic")
+        >>> len(store), store["LiH_225"].formula, store.table.loc["LiH_225", "spacegroup"].item()
+        (892, 'LiH', 225)
     """
     store = DensityStore(data_file(f"ecd_{which.removesuffix('-all')}.h5"))
     return store.select(load_selection(_SELECTED[which])) if which in _SELECTED else store

@@ -171,6 +171,11 @@ def recognize(density: ChargeDensity) -> Valence:
     Raises:
         EcdError: a count that fits no known sets or several combinations of them, an all-electron density, a stated
             valence that does not fit, or an element without known shells.
+
+    Example:
+        >>> from ecdlib.density.store import load_density
+        >>> str(recognize(load_density("NaCl_225")))
+        'Na 7, Cl 7'
     """
     elements = list(dict.fromkeys(density.species))
     if not elements:

@@ -75,6 +75,12 @@ def featurize(
 
     Raises:
         EcdError: a density that cannot be converted.
+
+    Example:
+        >>> from ecdlib.density.store import load_density
+        >>> features, row = featurize(load_density("LiH_225"), FeatureSettings(size=3))
+        >>> features["autocorrelation"].shape, round(row["electrons"], 3)
+        ((3, 3, 3), 2.0)
     """
     if settings.convention != "computed":
         density = to_convention(density, settings.convention, valence, calibration=calibration)

@@ -41,6 +41,11 @@ def magpie_features(formulas: Sequence[str]) -> Floats:
     return np.array([rows[f] for f in formulas], dtype=np.float64)
 
 
+def magpie_labels() -> list[str]:
+    """Matminer's names of the 132 features."""
+    return list(_magpie().feature_labels())  # type: ignore[attr-defined]
+
+
 def magpie(crystals: pd.DataFrame) -> Floats:
     """MAGPIE features of labelled crystals, ``(n, 132)``; computed once (``_build/cache``)."""
     formulas = list(crystals["formula"])

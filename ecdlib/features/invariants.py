@@ -123,6 +123,12 @@ def density_invariants(
 
     Returns:
         ``(degrees, radii)`` in e²/Å⁶. At r = 0, p_0 = √(4π) times the mean of ρ², the others vanish.
+
+    Example:
+        >>> from ecdlib.density.store import load_density
+        >>> p = density_invariants(load_density("LiH_225"))
+        >>> p.shape, bool(p[1, 1] < 1e-3 * p[0, 1])
+        ((4, 31), True)
     """
     power, (x, y, z) = symmetric_modes(power_spectrum(density, "density"), density.shape)
     strong = power > 1e-12 * power.max()

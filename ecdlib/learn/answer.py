@@ -35,6 +35,8 @@ ENDS = ["value", "low", "high"]
 COVERAGE = 0.95
 #: Let what is given choose the model.
 AUTO = "auto"
+#: What an error about a structure names, until its file is known.
+NO_DENSITY = "structure"
 #: Half of a 95 % interval in standard deviations, where a model states only those.
 HALF = 1.96
 
@@ -59,6 +61,11 @@ def read_crystal(source: Any) -> ChargeDensity | Structure:
 
     Raises:
         EcdError: neither can be read.
+
+    Example:
+        >>> import ecdlib as ecd
+        >>> ecd.read("LiH_225")
+        ChargeDensity(LiH_225: LiH, 28x28x28, 16.22 Å³, 2.000 electrons)
     """
     from ecdlib.data.structures import is_crystal_file, read_structure
 
@@ -100,6 +107,13 @@ def structure_model(inputs: Inputs = "structure") -> CrystalModel:
 _predictors = lru_cache(maxsize=4)(load_predictors)
 
 
+@lru_cache(maxsize=4)
+def _own_model(file: str) -> CrystalModel | None:
+    """The model of structures that a file holds; None if it holds one of densities."""
+    found = load_model(file) if file.endswith(".npz") else None
+    return found if getattr(found, "meta", {}).get("kind") == "crystal" else None
+
+
 def answer(
     crystal: ChargeDensity | Structure,
     model: str | os.PathLike[str] = AUTO,
@@ -114,7 +128,7 @@ def answer(
 
     Args:
         model: by default what is given decides; else a model of densities (see
-            :func:`ecdlib.learn.predict.load_predictors`).
+            :func:`ecdlib.learn.predict.load_predictors`), or a file of ``ecd train --labels``.
         calibration: see :func:`ecdlib.learn.predict.predict`.
         potential: of a structure, and of a density for all but its total energy, take the elastic tensor by a
             foundation potential, too (:func:`ecdlib.features.sevennet.potential_tensors`): seconds to minutes.
@@ -122,18 +136,33 @@ def answer(
     Raises:
         EcdError: a crystal or density that the model cannot take; see also
             :meth:`ecdlib.learn.crystal_model.CrystalModel.predict`.
+
+    Example:
+        >>> import ecdlib as ecd
+        >>> found = ecd.answer(ecd.load_structures()["NaCl_225"])
+        >>> found.notes[0].partition(";")[0]
+        'structure: model crystal'
+        >>> record = found.records[0]
+        >>> record["property"], record["unit"], record["low"] < record["value"] < record["high"]
+        ('bulk modulus', 'GPa', True)
     """
+    from ecdlib.density.superpose import SUPERPOSED, structure_of
+
     inputs: Inputs = "structure+potential" if potential else "structure"
+    model = os.fspath(model)
+    if (own_labels := _own_model(model)) and not potential:
+        structure = structure_of(crystal) if isinstance(crystal, ChargeDensity) else crystal
+        records = structure_records(structure, own=own_labels)
+        return Answer(records, [f"structure: {_model(records)}"])
     if model != AUTO:
         if potential or not isinstance(crystal, ChargeDensity):
-            raise EcdError(model, "is a model of densities", "Leave --model out, or give a density and no potential.")
-        records = [_with_interval(r, str(model)) for r in predict(crystal, _predictors(os.fspath(model)), calibration)]
+            remedy = "Leave --model out, or give a density and no potential."
+            raise EcdError(NO_DENSITY, f"cannot be answered by {model}, a model of densities", remedy)
+        records = [_with_interval(r, model) for r in predict(crystal, _predictors(model), calibration)]
         return Answer(records, _conversion(records))
     if not isinstance(crystal, ChargeDensity):
         records = structure_records(crystal, inputs)
         return Answer(records, [f"structure: {_model(records)}"])
-    from ecdlib.density.superpose import SUPERPOSED, structure_of
-
     if (crystal.convention or "").startswith(SUPERPOSED):
         records = [{**r, "file": crystal.name} for r in structure_records(structure_of(crystal), inputs)]
         return Answer(records, [f"superposed atoms say no more than the structure: {_model(records)}"])
@@ -231,7 +260,7 @@ def _with_interval(record: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def structure_records(
-    structure: Structure, inputs: Inputs = "structure", skip: Sequence[str] = ()
+    structure: Structure, inputs: Inputs = "structure", skip: Sequence[str] = (), own: CrystalModel | None = None
 ) -> list[dict[str, Any]]:
     """Records of :class:`Answer` for a structure, by a shipped model of structures.
 
@@ -242,11 +271,12 @@ def structure_records(
     Args:
         inputs: of the model.
         skip: properties, in words, that are left out.
+        own: a model of own labels instead.
     """
     from ecdlib.data.structures import structure_warnings
-    from ecdlib.learn.crystal_model import MODELS, ORIENTED, UNITS, space_group
+    from ecdlib.learn.crystal_model import MODELS, ORIENTED, space_group
 
-    model = structure_model(inputs)
+    model = own or structure_model(inputs)
     warnings = structure_warnings(structure)
     symbols = {site.specie.Z: site.specie.symbol for site in structure}
     if unseen := [symbols[z] for z in sorted(set(symbols) - model.elements)]:
@@ -272,8 +302,8 @@ def structure_records(
                 "std": (high - low) / (2 * HALF),
                 "low": low,
                 "high": high,
-                "unit": UNITS[str(target)],
-                "model": MODELS[inputs],
+                "unit": model.unit(str(target)),
+                "model": own.source if own else MODELS[inputs],
                 "conversion": "",
                 "conversion_std": 0.0,
                 "warnings": list(warnings),
@@ -293,6 +323,32 @@ def table(answers: Sequence[Answer]) -> pd.DataFrame:
     """All records as a table; warnings as text."""
     frame = pd.DataFrame([record for each in answers for record in each.records])
     return frame.assign(warnings=frame["warnings"].map("; ".join)).drop(columns="seen")
+
+
+def predictions(
+    crystal: Any, model: str | os.PathLike[str] = AUTO, calibration: str | os.PathLike[str] | None = None
+) -> pd.DataFrame:
+    """Properties of one crystal, one a row.
+
+    Args:
+        crystal: what :func:`read_crystal` takes: a density, a structure (pymatgen or ASE), or a file of either.
+        model, calibration: see :func:`answer`.
+
+    Returns:
+        Columns ``file``, ``property``, ``value``, ``std``, ``low`` and ``high`` (95 %), ``unit``, ``model``,
+        ``conversion`` (what was done about the valence) and ``conversion_std``, ``warnings``.
+
+    Raises:
+        EcdError: see :func:`read_crystal` and :func:`answer`.
+
+    Example:
+        >>> import ecdlib as ecd
+        >>> from pymatgen.core import Lattice, Structure
+        >>> rocksalt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.9), ["Ca", "O"], [[0, 0, 0], [0.5, 0, 0]])
+        >>> ecd.predict(rocksalt).set_index("property").loc["bulk modulus", "unit"]
+        'GPa'
+    """
+    return table([answer(read_crystal(crystal), model, calibration)])
 
 
 def named(done: Answer, file: str) -> Answer:

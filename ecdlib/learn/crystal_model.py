@@ -38,6 +38,7 @@ from ecdlib.learn.any_crystal import (
     SMALLEST,
     STRUCTURE,
     Inputs,
+    Learned,
     PropertyModel,
     around,
     blocks_for,
@@ -155,16 +156,10 @@ def train_crystal_model(
         for target in targets:
             if target not in pieces:
                 begun = time.time()
-                found = _fit(target, inputs, labels, blocks, scaler, member, settings)
+                found = fit_property(target, inputs, labels, blocks, scaler, member, settings)
                 pieces.save(target, found, time.time() - begun)
                 print(target, f"{time.time() - begun:.0f} s", flush=True)
-        arrays: dict[str, Any] = {
-            "names": names.astype(str),
-            "X": scaler.transform(blocks).astype(np.float16),
-            "known": np.flatnonzero((blocks["elements"] > 0).any(0)) + 1,
-            "volume": np.exp(blocks["size"][:, 0]).astype(np.float32),
-        } | {f"scaler/{k}": _small(v) for k, v in scaler.state.items()}
-        answers, cover, correlation = {}, {}, 0.0
+        arrays, answers, cover, correlation = shared_arrays(names, blocks, scaler), {}, {}, 0.0
         for target in targets:
             piece = pieces.load(target)
             rows = piece.pop("rows")
@@ -203,11 +198,21 @@ def train_crystal_model(
     return errors
 
 
+def shared_arrays(names: NDArray[Any], blocks: Mapping[str, Any], scaler: HalfPrecision) -> dict[str, Any]:
+    """What the file keeps for all properties: the training crystals and the scaling of their features."""
+    return {
+        "names": names.astype(str),
+        "X": scaler.transform(blocks).astype(np.float16),
+        "known": np.flatnonzero((blocks["elements"] > 0).any(0)) + 1,
+        "volume": np.exp(blocks["size"][:, 0]).astype(np.float32),
+    } | {f"scaler/{k}": _small(v) for k, v in scaler.state.items()}
+
+
 def _small(v: Any) -> Any:
     return v.astype(np.float32) if v.dtype == np.float64 else v
 
 
-def _fit(
+def fit_property(
     target: str,
     inputs: Inputs,
     labels: pd.DataFrame,
@@ -215,13 +220,21 @@ def _fit(
     scaler: HalfPrecision,
     member: NDArray[np.bool_],
     settings: Mapping[str, Any],
+    learned: Learned | None = None,
 ) -> dict[str, Any]:
-    """What the file keeps of one property."""
+    """What the file keeps of one property.
+
+    Args:
+        labels: a row for each crystal, a column for each property.
+        member: see :func:`ecdlib.learn.intervals.membership`.
+        settings: see :class:`ecdlib.models.stacked.StackedModel`.
+        learned: how, of a property that is not in :data:`ecdlib.learn.any_crystal.LEARNABLE`.
+    """
     rows = np.flatnonzero(np.isfinite(labels[target].to_numpy()))
     seen, y = take(blocks, rows), labels[target].to_numpy()[rows]
-    learned = LEARNABLE[target]
+    learned = learned or LEARNABLE[target]
     like = labels[learned.like].to_numpy()[rows] if learned.like else None
-    model = PropertyModel(target, inputs, **settings)
+    model = PropertyModel(target, inputs, learned, **settings)
     model.fit(seen, y, like, scaler=scaler.part(blocks_for(target, inputs)))
     stacked, process = model.stacked, model.stacked.process
     fold = fold_numbers(len(rows), INNER_FOLDS, 0)
@@ -307,6 +320,15 @@ class CrystalModel:
     def targets(self) -> list[str]:
         """What it predicts."""
         return list(self.meta["targets"])
+
+    def learned_as(self, target: str) -> Learned:
+        """How it has learned a property; a user's own is described in the file."""
+        own = self.meta.get("learned", {})
+        return Learned(**own[target]) if target in own else LEARNABLE[target]
+
+    def unit(self, target: str) -> str:
+        """Unit of a property."""
+        return DERIVED[target] if target in DERIVED else self.learned_as(target).unit
 
     @property
     def inputs(self) -> Inputs:
@@ -423,7 +445,7 @@ class CrystalModel:
             raw = np.column_stack([blocks[name] for name in names]).astype(np.float32)
             trees = lightgbm.Booster(model_str=self.arrays[f"{target}/trees"].tobytes().decode())
             mean = (1 - weight) * mean + weight * np.asarray(trees.predict(raw, num_threads=1))
-        learned = LEARNABLE[target]
+        learned = self.learned_as(target)
         half = np.zeros(len(mean))
         if not learned.probability:
             weights = a["noise"].astype(np.float64)

@@ -42,7 +42,7 @@ else:
 
 
 class TrainingParameters(Parameters):
-    """Training a model: losses, splits, and what helps the optimizer."""
+    """Training, and why the input is whitened."""
 
     full: ClassVar[dict[str, Any]] = {"epochs": 650, "first_cycle": 50}
     tiny: ClassVar[dict[str, Any]] = {"epochs": 2, "crystals": 60, "size": 19, "voxel": 0.5}

@@ -90,6 +90,10 @@ def load_model(path: str | os.PathLike[str], kind: str | None = None) -> Any:
 
     Raises:
         EcdError: no such model, a damaged file, or one of another kind.
+
+    Example:
+        >>> load_model("crystal").targets[:2]
+        ['bulk_modulus', 'shear_modulus']
     """
     (file,) = model_files(path)
     try:

@@ -119,6 +119,11 @@ def load_result(source: str | os.PathLike[str], kind: str | None = None) -> Resu
 
     Raises:
         EcdError: a missing or damaged file, or a result of another task.
+
+    Example:
+        >>> result = load_result("results/density-gpr--bulk_modulus--seed0")
+        >>> result.targets, result.truth.shape
+        (['bulk_modulus'], (892, 1))
     """
     path = source if os.path.isfile(source) or os.fspath(source).endswith(".npz") else data_file(f"{source}.npz")
     try:

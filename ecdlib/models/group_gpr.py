@@ -39,6 +39,13 @@ class GroupGPR(RegressorMixin, BaseEstimator):
     Attributes:
         hyperparameters_: logarithms of v, the lengths and σ², for the standardized target.
         noise_weights_: w ``(n,)``.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.linspace(0, 6, 40)[:, None]
+        >>> model = GroupGPR().fit(X, np.sin(X[:, 0]))
+        >>> model.predict(np.array([[1.5]])).round(2)
+        array([1.])
     """
 
     def __init__(

@@ -1,0 +1,204 @@
+"""A model of structures trained on a user's own labels: ``ecd train --labels mine.csv``."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pymatgen.core import Structure
+
+from ecdlib.base.archive import write_archive
+from ecdlib.base.errors import EcdError, check_input
+from ecdlib.base.pieces import in_pieces
+from ecdlib.base.resources import sha256
+from ecdlib.data.structures import parse_structure, read_structure
+from ecdlib.density.core import Floats
+from ecdlib.features.crystal import HEAVIEST, crystal_features
+from ecdlib.learn.any_crystal import LEARNABLE, STRUCTURE, Learned, PropertyModel, take
+from ecdlib.learn.crystal_model import HalfPrecision, fit_property, shared_arrays, space_group, standard
+from ecdlib.learn.evaluation import scores
+from ecdlib.learn.intervals import membership
+from ecdlib.learn.protocol import fold_numbers, folds_of, joined, run_fits
+
+#: Fewer crystals do not tell a model from a guess.
+FEWEST = 30
+#: Ratio of the largest label to the smallest, from which on logarithms are learned.
+WIDE = 20.0
+FOLDS = 5
+#: Crystals of one formula and space group whose volumes are that near are the same.
+SAME_VOLUME = 1e-3
+#: Columns that hold the crystals, if there is one of these; else it is the first column.
+CRYSTALS = ("file", "structure", "cif", "path")
+CHUNK = 200  # crystals whose features make a piece
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """A user's table, checked."""
+
+    column: str
+    unit: str
+    structures: list[Structure]
+    labels: Floats  #: ``(n,)``
+
+    @property
+    def learned(self) -> Learned:
+        """How the labels are learned: as logarithms where they are positive and vary over more than :data:`WIDE`."""
+        low, high = float(self.labels.min()), float(self.labels.max())
+        return Learned(self.unit, "log" if low > 0.01 and high > WIDE * low else "linear", signed=low < 0)
+
+
+def read_labels(path: str | os.PathLike[str], column: str = "", unit: str = "") -> OwnLabels:
+    """Read and check a CSV file with one crystal a row.
+
+    Args:
+        path: a column of files (relative to the CSV), names of labelled crystals, or texts (CIF, POSCAR, pymatgen's
+            JSON): one of :data:`CRYSTALS`, or the first; and a column of numbers.
+        column: of the numbers; may be left out if only one column holds numbers.
+        unit: of the numbers; may be left out if the column is called like ``K (GPa)`` or like a property that is known
+            here. ``"1"`` for pure numbers.
+
+    Raises:
+        EcdError: no such file or column, a crystal that cannot be read, a label that is no number, the same crystal
+            twice, fewer than :data:`FEWEST` crystals, labels that are all the same, an unknown unit.
+    """
+    path = check_input(path)
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EcdError(path, f"is no table ({error})", "Give a CSV file with a line of column names.") from error
+    crystals = next((c for c in table.columns if str(c).lower() in CRYSTALS), table.columns[0])
+    numeric = [c for c in table.columns if c != crystals and pd.api.types.is_numeric_dtype(table[c])]
+    column = column or (numeric[0] if len(numeric) == 1 else "")
+    if column not in table.columns or column == crystals:
+        what = f"has no column '{column}'" if column else f"has {len(numeric)} columns of numbers"
+        raise EcdError(path, what, f"Name one with --column: {', '.join(c for c in table.columns if c != crystals)}.")
+    labels = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
+    if (bad := np.flatnonzero(~np.isfinite(labels))).size:
+        raise EcdError(path, f"has no number in '{column}' in {_rows(bad)}", "Leave these rows out.")
+    if len(table) < FEWEST:
+        raise EcdError(path, f"holds {len(table)} crystals", f"At least {FEWEST} are needed.")
+    if np.ptp(labels) < 1e-9 * np.abs(labels).max():
+        raise EcdError(path, f"has the same label in every row of '{column}'", "Nothing can be learned from it.")
+    stated = re.search(r"[(\[](.+)[)\]]\s*$", column)
+    unit = unit or (stated[1] if stated else LEARNABLE[column].unit if column in LEARNABLE else "")
+    if not unit:
+        raise EcdError(
+            path, f"the unit of '{column}' is not known", "Say it: --unit GPa, or --unit 1 for pure numbers."
+        )
+    structures = [_crystal(text, row, path) for row, text in enumerate(table[crystals].astype(str))]
+    _check_distinct(structures, path)
+    return OwnLabels(column, "" if unit == "1" else unit, structures, labels)
+
+
+def _rows(numbers: Any) -> str:
+    """Rows as a spreadsheet counts them, the line of names being the first."""
+    shown = ", ".join(str(n + 2) for n in numbers[:5])
+    return f"row{'s' * (len(numbers) > 1)} {shown}{', ...' * (len(numbers) > 5)}"
+
+
+def _crystal(text: str, row: int, path: Path) -> Structure:
+    file = path.parent / text
+    try:
+        if "\n" in text or text.lstrip().startswith("{"):
+            found = read_structure(parse_structure(text))
+        else:
+            found = read_structure(file if file.is_file() else text)
+    except (EcdError, ValueError, OSError) as error:
+        raise EcdError(f"{path}, {_rows([row])}", f"{error}", "Leave the row out, or correct it.") from error
+    if heavy := sorted({site.specie.symbol for site in found if site.specie.Z > HEAVIEST}):
+        raise EcdError(f"{path}, {_rows([row])}", f"holds {', '.join(heavy)}", "Elements up to Pu are known here.")
+    return found
+
+
+def _formula(structure: Structure) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen's remark that He, Ne and Ar have no electronegativity
+        return structure.composition.reduced_formula
+
+
+def _names(structures: Sequence[Structure]) -> list[str]:
+    return [f"{_formula(s)}_{space_group(s)}" for s in structures]
+
+
+def _check_distinct(structures: Sequence[Structure], path: Path) -> None:
+    volumes = [s.volume / len(s) for s in structures]
+    table = pd.DataFrame({"name": _names(structures), "volume": np.log(volumes)}).sort_values(["name", "volume"])
+    twice = (table["name"].shift() == table["name"]) & (table["volume"].diff() < SAME_VOLUME)
+    if twice.any():
+        second = int(np.flatnonzero(twice)[0])
+        both = sorted(int(i) for i in table.index[second - 1 : second + 1])
+        raise EcdError(path, f"holds the same crystal twice, in {_rows(both)}", "Keep one row of each crystal.")
+
+
+def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = True) -> pd.Series:
+    """Train, cross-validate and write a model that ``ecd predict --model`` takes; resumes.
+
+    The model is that of :class:`ecdlib.learn.any_crystal.PropertyModel`, on structures alone. All crystals of one
+    formula are in the same fold of the cross-validation, so that no polymorph gives an answer away.
+
+    Args:
+        source: file of the table, whose hash stands in the provenance.
+        out: file to write (``.npz``).
+
+    Returns:
+        ``MAE``, ``RMSE``, ``R2`` of the cross-validation, ``MAE of the mean`` (of the training crystals, as a model
+        that knows nothing), ``within`` (share of labels within the 95 % interval), ``crystals``.
+    """
+    formulas, group = np.unique([_formula(s) for s in data.structures], return_inverse=True)
+    fold = fold_numbers(len(formulas), min(FOLDS, len(formulas)), 0)[group]
+    parameters = {"labels": sha256(source), "column": data.column, "unit": data.unit}
+    labels, learned = data.labels, data.learned
+    with in_pieces(out, "ecd train", parameters) as pieces:
+        cells = [standard(s) for s in data.structures]
+        for start in range(0, len(cells), CHUNK):
+            if (name := f"features-{start:06d}") not in pieces:
+                begun = time.perf_counter()
+                pieces.save(name, crystal_features(cells[start : start + CHUNK], progress), time.perf_counter() - begun)
+        parts = [pieces.load(name) for name in pieces.names if name.startswith("features")]
+        blocks = {name: np.concatenate([part[name] for part in parts]) for name in STRUCTURE}
+
+        def fit(f: Any) -> dict[str, Floats]:
+            model = PropertyModel(data.column, learned=learned).fit(take(blocks, f.train), labels[f.train])
+            predicted = np.full((len(labels), 4), np.nan)
+            predicted[f.test, :3], predicted[f.test, 3] = model.predict(take(blocks, f.test)), labels[f.train].mean()
+            return {"predicted": predicted}
+
+        fits = folds_of(fold)
+        run_fits(pieces, fits, fit, progress)
+        value, low, high, mean = joined(pieces, fits).T
+        found = pd.Series(scores(labels, value)).drop("NMAE")
+        found["MAE of the mean"] = np.abs(labels - mean).mean()
+        found["within"] = ((low <= labels) & (labels <= high)).mean()
+        found["crystals"] = len(labels)
+        scaler = HalfPrecision(STRUCTURE).fit(blocks)
+        frame = pd.DataFrame({data.column: labels}, index=_distinct_names(data.structures))
+        member = membership([space_group(s) for s in data.structures], blocks["elements"])
+        piece = fit_property(data.column, "structure", frame, blocks, scaler, member, {}, learned)
+        del piece["ratio"]
+        arrays = shared_arrays(frame.index.to_numpy(), blocks, scaler)
+        arrays |= {f"{data.column}/{key}": value for key, value in piece.items()}
+        meta: dict[str, Any] = {
+            "kind": "crystal",
+            "inputs": "structure",
+            "targets": [data.column],
+            "learned": {data.column: asdict(learned)},
+        }
+        meta |= {"errors": {data.column: found["MAE"]}, "provenance": pieces.provenance()}
+        write_archive(out, arrays, meta)
+    return found
+
+
+def _distinct_names(structures: Sequence[Structure]) -> list[str]:
+    """Formula and space group; of several crystals that share both, a number sets the later ones apart."""
+    names = pd.Series(_names(structures))
+    number = names.groupby(names).cumcount()
+    return list(names.where(number == 0, names + " " + (number + 1).astype(str)))
