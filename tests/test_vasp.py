@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ecdlib.base.errors import EcdError
-from ecdlib.base.resources import data_file
+from ecdlib.base.resources import ROOT, data_file
+from ecdlib.density import charge3net
 from ecdlib.density.cell import resample, to_conventional
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_density, write_chgcar, write_cube, write_npz
@@ -27,7 +29,14 @@ from ecdlib.density.valence import (
     vasp_pbe,
 )
 from ecdlib.learn.predict import DEFAULT_MODEL, load_predictors, predict
-from ecdlib.learn.vasp import equations, numbers_without, vasp_crystals, vasp_density, vasp_movement
+from ecdlib.learn.vasp import (
+    equations,
+    numbers_without,
+    shipped_movement,
+    vasp_crystals,
+    vasp_density,
+    vasp_movement,
+)
 
 VASP = data_file("vasp/CHGCAR.NaCl.gz").parent
 
@@ -91,6 +100,19 @@ def test_a_real_file_of_vasp_comes_ten_times_closer() -> None:
 
     assert distance({}) > 0.01
     assert distance(None) < 0.002
+
+
+def test_shipped_movements_are_what_the_library_finds() -> None:
+    name, shipped = "TiOs_221", shipped_movement()
+    shipped = shipped[(shipped["crystal"] == name) & (shipped["model"] == DEFAULT_MODEL)].set_index("property")
+    found = vasp_movement(load_predictors(DEFAULT_MODEL), [name]).set_index("property")
+    for column in ("own", "shells", "calibrated"):
+        assert found[column].to_dict() == pytest.approx(shipped[column].to_dict(), rel=1e-3)
+
+
+def test_no_maker_hides_a_package_that_it_imports() -> None:
+    makers = {path.stem for path in (ROOT / "data/make").glob("*.py")}
+    assert not makers & {*packages_distributions(), *charge3net.REQUIRES, "gpaw"}
 
 
 def test_densities_of_other_codes_are_not_touched(tmp_path: Path) -> None:
