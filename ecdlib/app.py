@@ -19,7 +19,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -33,6 +33,7 @@ import pandas as pd
 from ecdlib.base.errors import EcdError
 from ecdlib.base.workers import ONE_THREAD, Bounded
 from ecdlib.data.structures import is_crystal_file
+from ecdlib.data.tables import load_crystals
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.io import packing, write_density
@@ -398,6 +399,46 @@ def to_csv(findings: list[Finding]) -> str:
     return pd.DataFrame(rows, columns=CSV_COLUMNS).to_csv(index=False)
 
 
+def standing(records: Sequence[dict[str, Any]]) -> Any:
+    """Both moduli of all labelled crystals, and of those given with their 95 % intervals; None if nothing has both."""
+    import plotly.graph_objects as go
+
+    labels = load_crystals()
+    grey = go.Scattergl(
+        x=labels["bulk_modulus"],
+        y=labels["shear_modulus"],
+        text=labels.index,
+        mode="markers",
+        marker={"size": 3, "color": "#9aa3ab"},
+        name="labelled crystals",
+        hovertemplate="%{text}: K %{x:.0f}, G %{y:.0f} GPa<extra></extra>",
+    )
+    figure = go.Figure([grey])
+    for file in dict.fromkeys(r["file"] for r in records):
+        mine = {r["property"]: r for r in records if r["file"] == file}
+        K, G = (mine.get(name) for name in ("bulk modulus", "shear modulus"))
+        if K is None or G is None:
+            continue
+        bars = (
+            {
+                "type": "data",
+                "symmetric": False,
+                "array": [r["high"] - r["value"]],
+                "arrayminus": [r["value"] - r["low"]],
+            }
+            for r in (K, G)
+        )
+        x, y = bars
+        figure.add_scatter(x=[K["value"]], y=[G["value"]], error_x=x, error_y=y, name=file, marker={"size": 10})
+    figure.update_layout(
+        xaxis_title="bulk modulus (GPa)",
+        yaxis_title="shear modulus (GPa)",
+        margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        template="plotly_white",
+    )
+    return figure if len(figure.data) > 1 else None
+
+
 def _box(messages: list[str], colour: str) -> str:
     """Messages in a box; they hold words from files, so they are escaped."""
     items = "".join(f"<div>{html.escape(message)}</div>" for message in messages)
@@ -498,6 +539,7 @@ class PredictTab:
         self.words = pn.pane.HTML()
         self.captions = pn.pane.HTML(), pn.pane.HTML()
         self.pictures = pn.Column(min_height=430), pn.Column(min_height=430)
+        self.stands = pn.Column()
         half = {"flex": "1 1 360px", "min-width": "0"}
         self.results = pn.Column(
             pn.pane.Markdown("## Predicted properties"),
@@ -589,6 +631,8 @@ class PredictTab:
 
     async def update(self, *_: Any) -> None:
         """After any change of files, crystals or model."""
+        import panel as pn
+
         async with self.lock:
             self.busy.object = _box(["Computing …"], "#2166ac")
             given = dict(self.files.value), list(self.crystals.value), self.model.value, self.valence.value or ""
@@ -607,6 +651,9 @@ class PredictTab:
             warned = dict.fromkeys(f"{r['file']}: {text}" for r in records for text in r["warnings"])
             self.warnings.object = _box(list(warned), "#b26b00")
             self.conversions.object = _box(conversion_lines(records), "#2166ac")
+            figure = standing(records)
+            words = "## Where it stands\nGrey: labelled crystals; point at one for its name. Bars: 95 % intervals."
+            self.stands[:] = [] if figure is None else [pn.pane.Markdown(words), _plot(figure)]
             self.results.visible = bool(records)
             self.shown.options = list(self.found)
             self.busy.object = ""

@@ -136,6 +136,18 @@ def test_a_structure_is_enough(name: str, tmp_path: Path) -> None:
     assert "holds no density, which fusion-lightgbm needs" in problem
 
 
+def test_where_crystals_stand_among_all() -> None:
+    records = [
+        {"file": "a", "property": name, "value": value, "low": value - 5, "high": value + 9}
+        for name, value in (("bulk modulus", 80.0), ("shear modulus", 30.0), ("band gap", 1.0))
+    ]
+    figure = app.standing([*records, {**records[0], "file": "b"}])
+    assert [trace.name for trace in figure.data] == ["labelled crystals", "a"]
+    assert len(figure.data[0].x) == 6059
+    assert (figure.data[1].error_y.array[0], figure.data[1].error_y.arrayminus[0]) == (9, 5)
+    assert app.standing(records[2:]) is None
+
+
 def test_too_large_files_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "UPLOAD_LIMIT", 2_000_000)
     assert "CHGCAR: 2 MB are more than the limit of 2 MB" in problem("CHGCAR", bytes(2_000_001), tmp_path)

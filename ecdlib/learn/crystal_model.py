@@ -77,14 +77,15 @@ def space_group(structure: Structure) -> int:
     return 0 if found is None else int(found.number)
 
 
-def standard(structure: Structure, number: int) -> Structure:
+def standard(structure: Structure, number: int | None = None) -> Structure:
     """The standard primitive cell, as the training crystals have it; the cell as given where no symmetry is found.
 
     Quantiles are taken on a grid, and feel where the atoms lie on it.
 
     Args:
-        number: of the space group, 0 if none is found.
+        number: of the space group, if it is known; 0 if none was found.
     """
+    number = space_group(structure) if number is None else number
     cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
     if not number:
         return structure

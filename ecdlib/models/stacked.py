@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
@@ -167,7 +166,9 @@ class StackedModel:
     def _columns(self, blocks: Mapping[str, Floats]) -> NDArray[np.float32]:
         return np.column_stack([blocks[name] for name in self.blocks]).astype(np.float32)
 
-    def _boost(self, X: NDArray[np.float32], y: Floats) -> lightgbm.Booster:
+    def _boost(self, X: NDArray[np.float32], y: Floats) -> Any:
+        import lightgbm  # brings scikit-learn and half a second: not for a prediction that needs no trees
+
         return lightgbm.train(BOOSTING | {"seed": self.seed}, lightgbm.Dataset(X, y, free_raw_data=False))
 
     def predict(self, blocks: Mapping[str, Floats]) -> tuple[Floats, Floats]:
