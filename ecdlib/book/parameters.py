@@ -225,7 +225,7 @@ class ElasticQuantitiesParameters(Parameters):
 
 
 class ScreeningParameters(Parameters):
-    """Screening: hypothetical crystals, what they are, G against K."""
+    """Screening: from known crystals to unknown ones."""
 
     full: ClassVar[dict[str, Any]] = {"sample": 80_000}
     tiny: ClassVar[dict[str, Any]] = {"sample": 60}
