@@ -202,7 +202,7 @@ class LatentDatabaseParameters(Parameters):
 
 
 class RobustnessParameters(Parameters):
-    """One crystal, many descriptions: rotations, origins, supercells."""
+    """The same crystal, described differently: rotations, origins, supercells."""
 
     tiny: ClassVar[dict[str, Any]] = {"sample": 2}
 
@@ -216,7 +216,7 @@ class TenLinesParameters(Parameters):
 
 
 class ElasticQuantitiesParameters(Parameters):
-    """Two moduli, seven quantities: sound, Poisson, Pugh, Debye, and the errors in print."""
+    """Two moduli, seven quantities: sound, Poisson, Pugh, Debye, and an audit of printed tables."""
 
     crystal: Crystal = Field("TiN_225", description="crystal that is taken through the formulas and marked on the map")
     log10_std: float = Field(
@@ -225,7 +225,7 @@ class ElasticQuantitiesParameters(Parameters):
 
 
 class ScreeningParameters(Parameters):
-    """Screening: hypothetical crystals, what they are, G against K."""
+    """Screening: from known crystals to unknown ones."""
 
     full: ClassVar[dict[str, Any]] = {"sample": 80_000}
     tiny: ClassVar[dict[str, Any]] = {"sample": 60}
