@@ -552,6 +552,7 @@ class PredictTab:
                 pn.Column("### Density", self.captions[0], self.pictures[0], styles=half),
                 pn.Column("### Autocorrelation", self.captions[1], self.pictures[1], styles=half),
             ),
+            self.stands,
             pn.pane.Markdown("## How close it is to the training set\n" + NEARNESS_HELP),
             self.words,
             self.neighbours,
