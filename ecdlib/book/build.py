@@ -136,8 +136,9 @@ def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> No
                 cell.source = re.sub(r"^\([\w-]+\)=$", "", cell.source, flags=re.MULTILINE)
             cell.metadata.get("mystnb", {}).get("figure", {}).pop("name", None)
     for cell in nb.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):  # the table of parameters shows them
-            cell.metadata["tags"].append("remove-input")
+        tags = cell.metadata.get("tags", [])
+        if not {"parameters", "injected-parameters"}.isdisjoint(tags):  # the table of parameters shows them
+            cell.metadata["tags"] = [*(tag for tag in tags if tag != "hide-input"), "remove-input"]
     if questions:
         nb.cells.append(nbformat.v4.new_markdown_cell(questions))
     nbformat.write(nb, PAGES / f"{name}.ipynb")
