@@ -269,9 +269,9 @@ def test_folder_that_cannot_be_written(jarvis: Server, tmp_path: Path) -> None:
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jarvis.db.figshare", None)
     monkeypatch.setitem(sys.modules, "mp_api.client", None)
-    with pytest.raises(EcdError, match=r"jarvis-tools is not installed.*pip install -e '.\[download\]'"):
+    with pytest.raises(EcdError, match=r"jarvis-tools is not installed.*pip install 'ecdlib\[download\]'"):
         fetch_jarvis("JVASP-1", tmp_path)
-    with pytest.raises(EcdError, match=r"mp-api is not installed.*pip install -e '.\[download\]'"):
+    with pytest.raises(EcdError, match=r"mp-api is not installed.*pip install 'ecdlib\[download\]'"):
         fetch_materials_project("mp-135", tmp_path, KEY)
 
 

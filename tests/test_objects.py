@@ -187,5 +187,5 @@ def test_a_pipeline_reads_densities_as_it_needs_them() -> None:
 
 def test_an_ordered_structure_is_needed() -> None:
     half = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
-    with pytest.raises(EcdError, match="occupied in part"):
+    with pytest.raises(EcdError, match="disordered"):
         ecd.Invariants().transform([half])

@@ -679,7 +679,7 @@ def test_the_header_of_a_cube_may_say_the_valence(tmp_path: Path) -> None:
         assert density.valence is None
         with pytest.raises(EcdError, match="several valences"):
             recognize(density)
-    with pytest.raises(EcdError, match=r"d\.cube: valence Ti=5: no whole shells"):
+    with pytest.raises(EcdError, match=r"d\.cube: valence Ti=5: no set of whole shells"):
         recognize(cube(tmp_path, alloy, "5.0", "15.0"))
 
 

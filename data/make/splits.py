@@ -1,4 +1,4 @@
-"""Ask the models of any crystal about crystals that they have not seen: data/results/NAME.csv and .json.
+"""Ask the models of any crystal about crystals that they have not seen: data/results/NAME.csv (or .csv.xz) and .json.
 
     python data/make/splits.py pydemi       pydemi_split: its 606 test crystals, all properties
     python data/make/splits.py published    published_split: LatentMatFusion's test crystals, its properties
@@ -10,15 +10,13 @@
 A quarter of an hour to an hour of one core each; resumable.
 """
 
-import json
 import sys
 
 import pandas as pd
 
-from ecdlib.base.errors import atomic_write
 from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT
-from ecdlib.learn.any_crystal import matbench, run_split
+from ecdlib.learn.any_crystal import matbench, run_split, write_predictions
 from ecdlib.learn.held_out import run_held_out, without_element
 
 RESULTS = ROOT / "data" / "results"
@@ -32,17 +30,15 @@ if __name__ == "__main__":
     elif which == "published":
         run_split(RESULTS / "published_split.csv", "published", PUBLISHED)
     elif which == "5-fold":
-        run_split(RESULTS / "five_fold.csv", "5-fold", PUBLISHED[:2], (*PUBLISHED[:2], "debye_temperature"))
+        run_split(RESULTS / "five_fold.csv.xz", "5-fold", PUBLISHED[:2], (*PUBLISHED[:2], "debye_temperature"))
     elif which == "matbench":
-        matbench(RESULTS / "matbench_folds.csv")
+        matbench(RESULTS / "matbench_folds.csv.xz")
     elif which == "held-out":
         run_held_out(RESULTS / "held_out.csv")
     elif which == "elements":
         tables = {t: without_element(t) for t in ("bulk_modulus", "shear_modulus", "formation_energy")}
-        out = RESULTS / "unseen_elements.csv"
-        with atomic_write(out) as temporary:
-            pd.concat(tables, names=["property", "element"]).to_csv(temporary, float_format="%.4g")
-        with atomic_write(out.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({"provenance": provenance("data/make/splits.py", {}, 0)}, indent=1) + "\n")
+        table = pd.concat(tables, names=["property", "element"]).reset_index()
+        note = {"provenance": provenance("data/make/splits.py", {}, 0)}
+        write_predictions(RESULTS / "unseen_elements.csv", table, note)
     else:
         sys.exit(__doc__)

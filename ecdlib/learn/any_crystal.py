@@ -379,6 +379,19 @@ def refractive_index(electronic: Answers) -> Answers:
     return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
+def note_beside(table: Path) -> Path:
+    """The file of JSON that belongs to a table of predictions."""
+    return table.with_name(f"{table.name.split('.')[0]}.json")
+
+
+def write_predictions(out: Path, rows: pd.DataFrame, note: Mapping[str, Any]) -> None:
+    """Write a table (``.csv``, or ``.csv.xz``) and what is to be known of it beside it (:func:`note_beside`)."""
+    with atomic_write(out) as temporary:
+        rows.to_csv(temporary, index=False, float_format="%.5g", compression="xz" if out.suffix == ".xz" else None)
+    with atomic_write(note_beside(out)) as temporary:
+        temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
 #: Divisions of the 6,059 crystals into training and test crystals; see :func:`divided`.
 Split = Literal["pydemi", "published", "5-fold"]
 
@@ -413,7 +426,7 @@ def run_split(
 ) -> None:
     """Train on the training crystals of a split, predict its test crystals; resumable.
 
-    Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it ``<stem>.json`` with errors
+    Writes ``out``, a CSV of material_id, property, inputs, value, low, high; and beside it a file of JSON with errors
     on the inner folds (of the first fold), weights of the trees and the provenance of each run. Other properties that
     ``out`` holds already stay. What is learned and follows by formula, too, is taken from where the inner folds' error
     is smaller.
@@ -445,7 +458,7 @@ def run_split(
         rows.insert(0, "material_id", material.loc[rows.pop("name")].to_numpy())
         told: dict[str, Any] = {"inner": {}, "runs": []}
         if out.is_file():
-            told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+            told = json.loads(note_beside(out).read_text(encoding="utf-8"))
             before = pd.read_csv(out)
             for inputs, known in told["inner"].items():
                 for target, note in known.items():
@@ -457,17 +470,14 @@ def run_split(
                     elif target in BOTH_WAYS:
                         new["formula"] = note["error"]
         told = {"inner": inner, "runs": [*told["runs"], pieces.provenance()]}
-        with atomic_write(out) as temporary:
-            rows.to_csv(temporary, index=False, float_format="%.5g")
-        with atomic_write(out.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_predictions(out, rows, told)
 
 
 def matbench(out: Path, **settings: Any) -> None:
     """Predict log10 K and log10 G of Matbench's entries that have a structure here, on its official folds; resumable.
 
-    Writes ``out``, a CSV of name (of the structure), property, inputs, fold and value (log10 of GPa), and beside it
-    ``<stem>.json`` with mean absolute errors and the provenance. Entries without a tensor of the potential are answered
+    Writes ``out``, a CSV of name (of the structure), property, inputs, fold and value (log10 of GPa), and beside it a
+    file of JSON with mean absolute errors and the provenance. Entries without a tensor of the potential are answered
     from their structure alone.
 
     Args:
@@ -500,11 +510,8 @@ def matbench(out: Path, **settings: Any) -> None:
         predictions = pd.concat(rows)
         miss = (predictions["value"] - predictions.pop("truth")).abs()
         mean = miss.groupby([predictions["property"], predictions["inputs"]]).mean().unstack()
-        with atomic_write(out) as temporary:
-            predictions.to_csv(temporary, index=False, float_format="%.4f")
-        with atomic_write(out.with_suffix(".json")) as temporary:
-            note = {"mean absolute error": mean.to_dict("index"), "provenance": pieces.provenance()}
-            temporary.write_text(json.dumps(note, indent=1) + "\n")
+        note = {"mean absolute error": mean.to_dict("index"), "provenance": pieces.provenance()}
+        write_predictions(out, predictions, note)
 
 
 def _collected(

@@ -7,7 +7,6 @@ seen.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
 from ecdlib.data.tables import load_cubic_targets, load_structures
 from ecdlib.density.core import ChargeDensity
@@ -26,7 +25,17 @@ from ecdlib.density.io import read_density, write_chgcar
 from ecdlib.density.store import load_densities, load_density, load_selection
 from ecdlib.density.valence import recognize
 from ecdlib.features.collection import statistics
-from ecdlib.learn.any_crystal import ENDS, LEARNABLE, STRUCTURE, blocks_for, crystal_table, load_targets, scaled, take
+from ecdlib.learn.any_crystal import (
+    ENDS,
+    LEARNABLE,
+    STRUCTURE,
+    blocks_for,
+    crystal_table,
+    load_targets,
+    scaled,
+    take,
+    write_predictions,
+)
 from ecdlib.learn.crystal_model import HalfPrecision, train_crystal_model
 from ecdlib.learn.lean import TrainingParameters, build, channel_settings, inputs, stack_channels
 from ecdlib.learn.model_file import load_model
@@ -85,12 +94,8 @@ def run_held_out(out: Path) -> None:
             rows.append(table.assign(truth=piece["truth"]))
         recognized = pieces.load("bulk_modulus")["recognized"]
         note = {"densities": len(cubic), "answered": int((recognized >= 0).sum()), "right": int((recognized > 0).sum())}
-        with atomic_write(out) as temporary:
-            order = ["name", "given", "property", *ENDS, "truth"]
-            pd.concat(rows)[order].to_csv(temporary, index=False, float_format="%.5g")
-        with atomic_write(out.with_suffix(".json")) as temporary:
-            told = {"valence": note, "provenance": pieces.provenance()}
-            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        table = pd.concat(rows)[["name", "given", "property", *ENDS, "truth"]]
+        write_predictions(out, table, {"valence": note, "provenance": pieces.provenance()})
 
 
 def _from_densities(target: str, names: list[str], without: set[str]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class WhitenedConv3d(nn.Conv3d):
         with torch.autocast(x.device.type, enabled=False):
             kernel = self.weight.flatten(1) @ self.whiten
             bias = self.bias - kernel @ self.centre
-            return F.conv3d(x.float(), kernel.view_as(self.weight), bias, self.stride, self.padding)
+            return F.conv3d(x.to(kernel.dtype), kernel.view_as(self.weight), bias, self.stride, self.padding)
 
 
 class LeanCNN(nn.Module):
