@@ -23,10 +23,10 @@ from ecdlib.book.runs import evidence_list
 #: Artifacts whose findings stand at the head of the scoreboard: what a reader in the field should know.
 FINDINGS = (
     "lean-claim-forest",
-    "lean-claim-hypothesis",
     "fusion-claim-fusion",
     "cgcnn-tableA1",
     "beyond-convention-movement",
+    "beyond-crystal-neighbour",
 )
 
 
