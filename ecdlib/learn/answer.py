@@ -20,6 +20,7 @@ from ecdlib.density.doubts import doubts
 from ecdlib.density.io import read_density
 from ecdlib.density.valence import recognize
 from ecdlib.learn.domain import DEFAULT_MODEL
+from ecdlib.learn.intervals import NORMAL
 from ecdlib.learn.model_file import load_model
 from ecdlib.learn.predict import conversion_lines, load_predictors, predict
 
@@ -29,16 +30,10 @@ if TYPE_CHECKING:
     from ecdlib.learn.any_crystal import Inputs
     from ecdlib.learn.crystal_model import CrystalModel
 
-#: Of what is predicted.
-ENDS = ["value", "low", "high"]
-#: Share of crystals that intervals hold.
-COVERAGE = 0.95
 #: Let what is given choose the model.
 AUTO = "auto"
 #: What an error about a structure names, until its file is known.
 NO_DENSITY = "structure"
-#: Half of a 95 % interval in standard deviations, where a model states only those.
-HALF = 1.96
 
 
 @dataclass(frozen=True)
@@ -194,6 +189,8 @@ def density_share(inputs: Inputs) -> tuple[float, float]:
     predicted by models of densities and of structures that have not seen it; the width, in those of the intervals from
     the structure alone, is the smallest that holds 95 % of them.
     """
+    from ecdlib.models.stacked import COVERAGE
+
     by_density, by_structure = _left_out(inputs)
     truth = by_density["truth"]
     value, low, high = (by_structure[end] for end in ("value", "low", "high"))
@@ -205,9 +202,12 @@ def density_share(inputs: Inputs) -> tuple[float, float]:
     return float(shares[best]), float(np.quantile(miss.abs() / width, COVERAGE))
 
 
+@lru_cache(maxsize=2)
 def _left_out(inputs: Inputs) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Bulk moduli of cubic crystals by models of densities (value, truth) and of structures (value, low, high), none of
     which has seen the crystal."""
+    from ecdlib.learn.any_crystal import ENDS
+
     result = next(p.model for p in _predictors(DEFAULT_MODEL) if p.target == "bulk_modulus").result  # type: ignore[attr-defined]
     t, model = result.column("bulk_modulus"), structure_model(inputs)
     density = pd.DataFrame({"value": result.crossed[:, t], "truth": result.truth[:, t]}, result.names)
@@ -223,12 +223,12 @@ def _shared(structure: dict[str, Any], density: dict[str, Any], inputs: Inputs) 
     known = _left_out(inputs)[0]["value"]
     by_density = float(known.get(structure["seen"], density["value"]))
     value = share * by_density + (1 - share) * structure["value"]
-    more = HALF * share * density["conversion_std"]
+    more = NORMAL * share * density["conversion_std"]
     below, above = (float(np.hypot(width * abs(structure[end] - structure["value"]), more)) for end in ("low", "high"))
     low, high = max(value - below, 0.0), value + above
     kept = {key: density[key] for key in ("conversion", "conversion_std", "warnings")}
     warnings = list(dict.fromkeys([*density["warnings"], *structure["warnings"]]))
-    std, model = (high - low) / (2 * HALF), f"{structure['model']} and {density['model']}"
+    std, model = (high - low) / (2 * NORMAL), f"{structure['model']} and {density['model']}"
     return {
         **structure,
         **kept,
@@ -253,7 +253,7 @@ def _model(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _with_interval(record: dict[str, Any], model: str) -> dict[str, Any]:
-    low, high = (record["value"] + s * HALF * record["std"] for s in (-1, 1))
+    low, high = (record["value"] + s * NORMAL * record["std"] for s in (-1, 1))
     if record["property"] == "bulk modulus":
         low = max(low, 0.0)
     return record | {"low": low, "high": high, "model": model, "seen": ""}
@@ -299,7 +299,7 @@ def structure_records(
                 "file": structure.composition.reduced_formula,
                 "property": words,
                 "value": value,
-                "std": (high - low) / (2 * HALF),
+                "std": (high - low) / (2 * NORMAL),
                 "low": low,
                 "high": high,
                 "unit": model.unit(str(target)),

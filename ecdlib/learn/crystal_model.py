@@ -50,15 +50,13 @@ from ecdlib.learn.any_crystal import (
     take,
     unscaled,
 )
-from ecdlib.learn.intervals import factors_of, group_coverage, group_factors, membership
+from ecdlib.learn.intervals import NORMAL, factors_of, group_coverage, group_factors, membership
 from ecdlib.learn.protocol import fold_numbers
 from ecdlib.models.group_gpr import matern, squared_distances
 from ecdlib.models.stacked import COVERAGE, BlockScaler, slim_trees
 
 #: Names of the shipped models.
 MODELS: dict[Inputs, str] = {"structure": "crystal", "structure+potential": "crystal-potential"}
-#: Half of a 95 % interval in standard deviations.
-NORMAL = 1.96
 #: Training crystals that tell the spread of a prediction.
 NEAR = 128
 UNITS = {name: learned.unit for name, learned in LEARNABLE.items()} | DERIVED

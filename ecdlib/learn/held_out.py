@@ -37,12 +37,10 @@ from ecdlib.learn.any_crystal import (
     write_predictions,
 )
 from ecdlib.learn.crystal_model import HalfPrecision, train_crystal_model
+from ecdlib.learn.intervals import NORMAL
 from ecdlib.learn.lean import TrainingParameters, build, channel_settings, inputs, stack_channels
 from ecdlib.learn.model_file import load_model
 from ecdlib.models.group_gpr import GroupGPR
-
-#: Half of a 95 % interval in standard deviations.
-NORMAL = 1.96
 
 
 def as_chgcars(names: list[str]) -> Iterator[ChargeDensity | None]:

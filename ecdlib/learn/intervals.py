@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ecdlib.data.tables import SYSTEMS, crystal_system
 from ecdlib.density.core import Floats
 
+#: Half of a 95 % interval in standard deviations, where a model states only those.
+NORMAL = 1.96
 OXYGEN = 8
 #: Cr, Mn, Fe, Co, Ni.
 MAGNETIC = (24, 25, 26, 27, 28)
