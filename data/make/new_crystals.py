@@ -147,18 +147,14 @@ def compute(cell: Structure, interpreter: str) -> dict[str, Any]:
         relaxed = cell.copy()
         relaxed.scale_lattice(state["volume"])
         state["seconds"] = round(time.monotonic() - begun)
-        density = compute_density(relaxed, python=interpreter)
+        with tempfile.TemporaryDirectory(prefix="ecd-new-") as folder:
+            out = Path(folder, "density.npz")
+            density = compute_density(relaxed, out, python=interpreter)
+            with np.load(out, allow_pickle=False) as z:
+                made = {name: z[name] for name in z.files}
     except EcdError as error:
         return {"state": np.array(json.dumps({"problem": error.problem}))}
-    return {
-        "state": np.array(json.dumps(state)),
-        "name": np.array(density.name),
-        "values": density.values.astype(np.float32),
-        "lattice": density.lattice,
-        "positions": density.positions,
-        "numbers": np.array(density.numbers),
-        "convention": np.array(density.convention or ""),
-    }
+    return made | {"state": np.array(json.dumps(state)), "name": np.array(density.name)}
 
 
 def main(processes: int) -> None:
@@ -179,7 +175,7 @@ def main(processes: int) -> None:
 
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(work, crystals))
-        rows, densities, energy = [], [], {}
+        rows, points, densities, energy = [], {}, [], {}
         for label, cell in crystals:
             formula = cell.composition.reduced_formula
             piece = pieces.load(formula)
@@ -187,21 +183,19 @@ def main(processes: int) -> None:
             row = {"name": str(piece.get("name", "")), "formula": formula, "prototype": label}
             kept = ("a", "bulk_modulus", "derivative", "basis_pressure", "rms", "cutoff", "seconds", "problem")
             rows.append(row | {key: state.get(key, "") for key in kept})
-            if row["name"]:
-                densities.append(
-                    replace(
-                        ChargeDensity(
-                            piece["values"], piece["lattice"], tuple(piece["numbers"].tolist()), piece["positions"]
-                        ),
-                        name=row["name"],
-                        convention=str(piece["convention"]),
-                    )
-                )
-                energy[row["name"]] = np.nan
+            if name := row["name"]:
+                points[name] = state["points"]
+                energy[name] = float(piece["energy"])
+                lattice, numbers = piece["cell"], piece["numbers"].tolist()
+                symbols = tuple(Element.from_Z(z).symbol for z in numbers)
+                density = ChargeDensity(piece["rho"], lattice, symbols, piece["positions"], name=name)
+                densities.append(replace(density, convention=str(piece["convention"])))
         write_store(out.with_name("ecd_new.h5"), densities, energy=energy, method=RECIPE)
         with atomic_write(out) as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
-        Path(out.with_suffix(".json")).write_text(json.dumps(pieces.provenance(), indent=1) + "\n")
+        with atomic_write(out.with_suffix(".json")) as temporary:
+            note = {"points": points, "provenance": pieces.provenance()}
+            temporary.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
