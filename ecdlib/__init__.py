@@ -32,6 +32,7 @@ _HOMES = {
     "Composition": "features.transformers",
     "CrystalFeatures": "features.transformers",
     "Invariants": "features.transformers",
+    "Latents": "learn.latents",
     "PotentialTensor": "features.transformers",
     "Quantiles": "features.transformers",
     "GroupGPR": "models.group_gpr",

@@ -22,10 +22,12 @@ from sklearn.utils.estimator_checks import check_estimator
 import ecdlib as ecd
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_folder
+from ecdlib.density.cell import to_conventional
 from ecdlib.density.core import BOHR
 from ecdlib.features.crystal import crystal_features, log_invariants
 from ecdlib.features.potential import load_potential, tensor_features
 from ecdlib.features.transformers import Features
+from ecdlib.learn.model_file import load_model
 
 SPIN = str(data_folder() / "vasp" / "CHGCAR.Li_spin.gz")
 TRANSFORMERS = [
@@ -34,6 +36,7 @@ TRANSFORMERS = [
     ecd.Invariants(),
     ecd.Composition(),
     ecd.CrystalFeatures(),
+    ecd.Latents(),
 ]
 named = pytest.mark.parametrize("transformer", TRANSFORMERS, ids=lambda t: type(t).__name__)
 
@@ -112,6 +115,20 @@ def test_invariants_of_superposed_atoms_with_and_without_a_grid_agree() -> None:
     superposed, (alone,) = ecd.superpose(structure), ecd.Invariants().transform([structure])
     assert np.array_equal(ecd.Invariants().transform([superposed])[0], alone), "they say no more than the structure"
     assert np.allclose(log_invariants(ecd.density_invariants(superposed))[:31], alone[:31], atol=0.02)
+
+
+def test_latents_do_not_depend_on_the_cell_and_name_their_values() -> None:
+    density = ecd.read("NaCl_225")
+    plain, whole = ecd.Latents(), ecd.Latents(pool=False)
+    (found,) = plain.transform([density])
+    assert np.allclose(plain.transform([to_conventional(density)])[0], found, rtol=1e-3, atol=1e-4)
+    latent = load_model("periodic-16", "autoencoder").latent(density)
+    values = whole.set_output(transform="pandas").transform([density]).iloc[0]
+    assert values["latent 3 (1,0,2)"] == latent[3, 1, 0, 2]
+    assert found[list(plain.get_feature_names_out()).index("latent max 3")] == latent[3].max()
+    vasp = ecd.read(str(data_folder() / "vasp" / "CHGCAR.NaCl.gz"))
+    spread = np.abs(plain.transform([ecd.read("LiF_225")])[0] - found).mean()
+    assert np.abs(plain.transform([vasp])[0] - found).mean() < spread / 5, "converted first"
 
 
 def test_columns_of_the_potential_are_those_of_its_tensors() -> None:

@@ -1,11 +1,11 @@
-"""The latent database: many densities, each as small as its latent (LatentMatFusion paper, 4)."""
+"""Latents of densities: as features, and as a database of many densities (LatentMatFusion paper, 4)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.base.resources import data_file
 from ecdlib.density.cell import conventional_cell, conventional_grid, resample
 from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.superpose import SUPERPOSED, superpose
+from ecdlib.density.valence import to_ours
 from ecdlib.features.common_grid import common_cell
-from ecdlib.learn.autoencoder import Autoencoder, pooled
+from ecdlib.features.transformers import Features, as_density, as_structure
+from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, pooled
+from ecdlib.learn.model_file import load_model
 
 
 @dataclass(frozen=True)
@@ -166,3 +170,53 @@ def load_latents(path: str | os.PathLike[str] | None = None) -> LatentDatabase:
         )
     except DAMAGED as error:
         raise EcdError(path, "is not a readable latent database", "Make it with `ecd encode`.") from error
+
+
+@lru_cache(maxsize=4)
+def _autoencoder(name: str) -> Autoencoder:
+    found: Autoencoder = load_model(name, "autoencoder")
+    return found
+
+
+@dataclass(eq=False, repr=False)
+class Latents(Features):
+    """What an autoencoder keeps of a density (LatentMatFusion paper, 2), as features.
+
+    The density is brought to the convention of our data, not smoothed, and to the grid of the autoencoder; of a
+    structure it is that of its superposed atoms. Another cell of the same crystal gives the same. It needs the extra
+    ``networks``.
+
+    Args:
+        pool: mean, standard deviation and maximum of each channel (:func:`ecdlib.learn.autoencoder.pooled`), which
+            take crystals of any size alike; else all values of the latent.
+        autoencoder: name of a shipped one, or a file of ``ecd train-autoencoder``.
+
+    Example:
+        >>> from ecdlib.density.store import load_density
+        >>> Latents().transform([load_density("LiH_225")]).shape
+        (1, 48)
+        >>> Latents().get_feature_names_out()[[0, 16, 47]]
+        array(['latent mean 0', 'latent std 0', 'latent max 15'], dtype=object)
+    """
+
+    pool: bool = True
+    autoencoder: str = DEFAULT_AUTOENCODER
+
+    def featurize(self, crystal: Any) -> Floats:
+        """``(3 channels,)``, or ``(channels m³,)``."""
+        if isinstance(crystal, (ChargeDensity, str, os.PathLike)):
+            density = as_density(crystal)
+        else:
+            density = superpose(as_structure(crystal), "gpaw", smoothing=0)
+        if not (density.convention or "").startswith(SUPERPOSED):
+            density = to_ours(density)
+        latent = _autoencoder(self.autoencoder).latent(density)
+        return np.asarray(pooled(latent[None])[0] if self.pool else latent.ravel(), dtype=np.float64)
+
+    def feature_labels(self) -> list[str]:
+        """``latent mean 0`` is the mean of the first channel, ``latent 0 (1,2,3)`` one of its values."""
+        p = _autoencoder(self.autoencoder).parameters
+        if self.pool:
+            return [f"latent {kind} {c}" for kind in ("mean", "std", "max") for c in range(p.channels)]
+        m = p.edge // 2 ** POOLINGS[p.channels]
+        return [f"latent {c} ({x},{y},{z})" for c, x, y, z in np.ndindex(p.channels, m, m, m)]
