@@ -10,7 +10,7 @@ import pytest
 from pymatgen.core import Composition
 
 from ecdlib.base.errors import EcdError
-from ecdlib.base.resources import data_file, data_folder
+from ecdlib.base.resources import data_file, data_folder, load_manifest
 from ecdlib.data.properties import PROPERTIES
 from ecdlib.data.tables import load_cubic_targets
 from ecdlib.density.core import ChargeDensity
@@ -20,7 +20,9 @@ from ecdlib.density.valence import Valence, recognize, target_electrons
 from ecdlib.features import collection as features
 from ecdlib.features.collection import FeatureSettings, featurize, statistics
 from ecdlib.learn import lean
-from ecdlib.learn.conversion_cost import movement
+from ecdlib.learn.conversion_cost import PARTS, cost, movement
+from ecdlib.learn.domain import DEFAULT_MODEL, Domain
+from ecdlib.learn.known_models import facts
 from ecdlib.learn.lean import TrainingParameters, channel_settings, run_lean, stack_channels, table2_errors
 from ecdlib.learn.portability import (
     LEFT_OUT,
@@ -304,6 +306,24 @@ def test_a_conversion_costs_what_it_does_to_the_pairs_of_its_class(portable: lis
     for p, value in ((bulk, 100.0), (energy, -4.0)):
         known = recognize(load_densities("pairs")["Ir_225"])
         assert 0 < p.cost(known, value) < p.cost(replace(known, gpaw=False), value)
+
+
+@pytest.mark.parametrize("name", [DEFAULT_MODEL, "fusion-lightgbm", "fusion-attention"])
+def test_what_is_known_of_the_models_of_the_wheel_is_what_is_computed(name: str) -> None:
+    for p in load_predictors(name):
+        known = facts(p.model.source)
+        assert p.domain == Domain.of(p.model.trained_on)
+        assert set(known["costs"][p.target]) == {" ".join(map(str, part)) for part in PARTS}
+    for part in PARTS[4:]:
+        assert cost(p.model, p.target, part) == pytest.approx(cost(p.model, p.target, part, known=False), rel=1e-4)
+
+
+def test_of_a_changed_model_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = load_predictors(DEFAULT_MODEL)[0].model.source
+    assert facts(str(tmp_path / "mine.npz")) == {}
+    changed = {name: {**entry, "sha256": "other"} for name, entry in load_manifest().items()}
+    monkeypatch.setattr("ecdlib.learn.known_models.load_manifest", lambda: changed)
+    assert facts(source) == {}
 
 
 @pytest.mark.parametrize("name", ["fusion-lightgbm", "fusion-attention"])

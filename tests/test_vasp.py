@@ -28,6 +28,7 @@ from ecdlib.density.valence import (
     vasp_numbers,
     vasp_pbe,
 )
+from ecdlib.learn.conversion_cost import PARTS, cost
 from ecdlib.learn.predict import DEFAULT_MODEL, load_predictors, predict
 from ecdlib.learn.vasp import (
     equations,
@@ -166,6 +167,10 @@ def test_what_a_conversion_costs_depends_on_what_is_known() -> None:
     known, partly = vasp_numbers(valence), {"Ta": (0.0, 0.0)}
     assert 0 < bulk.cost(valence, 300.0, known) < bulk.cost(valence, 300.0, partly) / 3
     assert bulk.cost(valence, 300.0, partly) == bulk.cost(valence, 300.0)
+    for part in PARTS[:4]:
+        assert cost(bulk.model, "bulk_modulus", part, known=False) == pytest.approx(
+            cost(bulk.model, "bulk_modulus", part), rel=1e-3
+        )
 
 
 def test_a_calibration_of_ones_own_goes_before_the_table(tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ def test_a_structure_is_answered_as_in_the_checkout(away: Run, tmp_path: Path) -
     assert not (tmp_path / "cache").exists(), "nothing was fetched"
 
 
+def test_a_density_of_vasp_is_answered_without_fetching(away: Run, tmp_path: Path) -> None:
+    files = [str(data_folder() / "vasp" / f"CHGCAR.{name}.gz") for name in ("NaCl", "Li")]
+    done = away("ecd", "predict", *files, "--csv", "-")
+    assert done.returncode == 0, done.stderr
+    assert "the conversion" not in done.stderr
+    assert done.stdout.count("total energy") == 2
+    assert not (tmp_path / "cache").exists(), "nothing was fetched"
+
+
 def test_structures_are_screened(away: Run, tmp_path: Path) -> None:
     done = away("ecd", "screen", "mine.cif", "-o", "table.parquet", "--workers", "1")
     assert done.returncode == 0, done.stderr

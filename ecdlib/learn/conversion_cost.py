@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,10 @@ from ecdlib.data.properties import PROPERTIES
 from ecdlib.density.io import read_density
 from ecdlib.density.store import DensityStore, load_density
 from ecdlib.density.valence import Valence, is_standard
+from ecdlib.learn.known_models import facts
 from ecdlib.learn.portability import (
     ROUTES,
+    Route,
     calibrating_compounds,
     has_d_electrons,
     pair_has_d_electrons,
@@ -70,22 +72,55 @@ def conversion_std(
     """
     if is_standard(valence):
         return 0.0
-    positive = PROPERTIES[target].positive
-    if valence.potentials is not None:
-        calibrated = set(valence.electrons) <= set(calibration or {})
-        relative = _of_vasp(model, target, has_d_electrons(valence.electrons), calibrated)
-        return relative * (abs(value) if positive else 1.0)
-    moved, scale = model.movement(target, relative=positive), abs(value) if positive else 1.0
-    rough = moved.index.map(lambda name: pair_has_d_electrons(str(name)))
+    costs = [cost(model, target, part) for part in _parts(valence, set(calibration or {}))]
+    return float(np.linalg.norm(costs)) * (abs(value) if PROPERTIES[target].positive else 1.0)
+
+
+#: Which densities tell what a part of a conversion costs: of crystals of VASP, of two codes, or the pairs; whether with
+#: d electrons; and the route (see :data:`ecdlib.learn.portability.ROUTES`).
+Part = tuple[Literal["VASP", "codes", "pairs"], bool, Route]
+#: All that a conversion may consist of.
+PARTS: tuple[Part, ...] = (
+    *(("VASP", rough, route) for rough in (False, True) for route in ("shells", "calibrated")),
+    ("codes", False, "shells"),
+    *(("pairs", rough, route) for rough in (False, True) for route in ROUTES[1:]),
+)
+
+
+def _parts(valence: Valence, calibrated: set[str]) -> list[Part]:
+    """What the conversion of a valence consists of, with numbers for some elements."""
+
+    def route(elements: set[str]) -> Route:
+        return "calibrated" if elements <= calibrated else "shells"
+
+    every = set(valence.electrons)
     with_d = {e for e, n in valence.electrons.items() if has_d_electrons({e: n})}
+    if valence.potentials is not None:
+        return [("VASP", bool(with_d), route(every))]
     if valence.gpaw:
-        return _rms(moved.loc[rough == bool(with_d), "radial functions"]) * scale
-    known = set(calibration or {})
-    parts = [_between_codes(model, target)]
-    for kind, elements in ((True, with_d), (False, set(valence.electrons) - with_d)):
-        if elements:
-            parts.append(_rms(moved.loc[rough == kind, "calibrated" if elements <= known else "shells"]))
-    return float(np.linalg.norm(parts)) * scale
+        return [("pairs", bool(with_d), "radial functions")]
+    kinds = ((True, with_d), (False, every - with_d))
+    return [("codes", False, "shells"), *(("pairs", rough, route(some)) for rough, some in kinds if some)]
+
+
+def cost(model: DensityModel, target: str, part: Part, known: bool = True) -> float:
+    """Root mean square movement of predictions, relative to them for positive properties.
+
+    Args:
+        known: take it from :mod:`ecdlib.learn.known_models`, if the model is one of those.
+
+    Raises:
+        EcdError: a model that was trained without the pairs.
+    """
+    if known and (costs := facts(model.source).get("costs")):
+        return float(costs[target][" ".join(map(str, part))])
+    what, rough, route = part
+    if what == "VASP":
+        return _of_vasp(model, target, rough, route == "calibrated")
+    if what == "codes":
+        return _between_codes(model, target)
+    moved = model.movement(target, relative=PROPERTIES[target].positive)
+    return _rms(moved.loc[moved.index.map(lambda name: pair_has_d_electrons(str(name))) == rough, route])
 
 
 #: How many crystals with d electrons, or without, say what a conversion of VASP's densities costs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,12 @@ class Domain:
         cubic = (table["spacegroup"] >= 195).all()
         a = (float(edges.min()), float(edges.max())) if cubic else None
         return cls(valence, a, (float(volume.min()), float(volume.max())))
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Domain:
+        """From what ``dataclasses.asdict`` and JSON made of one."""
+        (low, high), a = found["volume"], found["a"]
+        return cls(found["valence"], a and (a[0], a[1]), (low, high))
 
     @staticmethod
     def lattice_parameters(table: pd.DataFrame) -> Floats:

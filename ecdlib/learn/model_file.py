@@ -33,6 +33,7 @@ FOLDERS = ("models", "portable", "results", "autoencoders")
 class DensityModel(Protocol):
     """A trained model that predicts from a density."""
 
+    source: str  #: its file
     meta: dict[str, Any]
     targets: list[str]
     portable: bool  #: whether it takes densities of any valence convention

@@ -25,6 +25,7 @@ from ecdlib.density.valence import (
 )
 from ecdlib.learn.conversion_cost import Calibration, conversion_std
 from ecdlib.learn.domain import DEFAULT_MODEL, Domain
+from ecdlib.learn.known_models import facts
 from ecdlib.learn.model_file import DensityModel, load_model, model_files
 
 
@@ -43,7 +44,8 @@ class Predictor:
     @cached_property
     def domain(self) -> Domain:
         """What its training crystals cover."""
-        return Domain.of(self.model.trained_on)
+        known = facts(self.model.source).get("domain")
+        return Domain.from_json(known) if known else Domain.of(self.model.trained_on)
 
     def predict(self, features: Any) -> tuple[float, float]:
         """Value and standard deviation for one crystal, from the features of the model."""
