@@ -38,7 +38,8 @@ from ecdlib.learn.any_crystal import (
 )
 from ecdlib.models import group_gpr
 from ecdlib.models.group_gpr import GroupGPR
-from ecdlib.models.stacked import BlockScaler, StackedModel, slim_trees
+from ecdlib.models.stacked import BlockScaler, StackedModel
+from ecdlib.models.trees import predict_trees, tree_array
 
 
 def crystal(name: str) -> Structure:
@@ -246,18 +247,16 @@ def test_intervals_of_derived_properties_hold_among_training_crystals(monkeypatc
         assert held.mean() == pytest.approx(0.95, abs=0.01), name
 
 
-def test_slim_trees_say_the_same_of_features_in_single_precision() -> None:
+def test_trees_as_arrays_say_the_same_as_the_library_that_grew_them() -> None:
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(500, 6)).astype(np.float32)
+    X = rng.normal(size=(1500, 6)).astype(np.float32)
     y = X[:, 0] * X[:, 1] + np.sin(3 * X[:, 2])
-    booster = lightgbm.train({"verbosity": -1, "num_iterations": 40, "num_threads": 1}, lightgbm.Dataset(X, y))
-    text = booster.model_to_string()
-    slim = slim_trees(text)
-    assert len(slim) < 0.5 * len(text)
-    again = lightgbm.Booster(model_str=slim)
-    np.testing.assert_allclose(again.predict(X), booster.predict(X), rtol=1e-5, atol=1e-6)
-    leaves = [trees.predict(X, pred_leaf=True) for trees in (booster, again)]
-    np.testing.assert_array_equal(*leaves, err_msg="a crystal went to another leaf")
+    grown = {"verbosity": -1, "num_iterations": 40, "num_threads": 1}
+    booster = lightgbm.train(grown, lightgbm.Dataset(X, y))
+    found = predict_trees(tree_array(booster.model_to_string()), X)
+    np.testing.assert_allclose(found, booster.predict(X), rtol=1e-5, atol=1e-5)
+    constant = lightgbm.train(grown, lightgbm.Dataset(X[:30], np.full(30, 2.5)))  # trees without a split
+    np.testing.assert_allclose(predict_trees(tree_array(constant.model_to_string()), X), 2.5, rtol=1e-6)
 
 
 def test_a_part_of_a_scaling_scales_alike() -> None:

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matminer.featurizers.composition import ElementProperty
+from pymatgen.core import Composition
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
 from ecdlib.base.errors import EcdError
 from ecdlib.book.artifacts import load_artifacts
+from ecdlib.data.tables import load_crystals
 from ecdlib.density.cell import to_conventional
 from ecdlib.density.negative import redistribute_negative_charge
 from ecdlib.density.store import load_density
 from ecdlib.features.autocorrelation import cubic_average, cubic_orbits, standardized_autocorrelation
-from ecdlib.features.composition import magpie_features
+from ecdlib.features.composition import magpie_features, magpie_labels
 from ecdlib.learn.lean import TrainingParameters, build
 from ecdlib.models import MODELS
 from ecdlib.models.density_gpr import DensityGPR
@@ -143,6 +146,16 @@ def test_magpie_features_do_not_depend_on_how_a_formula_is_written() -> None:
     assert len(a) == 132
     assert np.allclose(a, b)
     assert np.isfinite(c).all()  # a property missing for Xe is filled in
+
+
+def test_magpie_features_are_those_of_matminer() -> None:
+    formulas = load_crystals()["formula"].iloc[::60].tolist()
+    theirs = ElementProperty.from_preset("magpie", impute_nan=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pymatgen, on elements without some property
+        expected = [theirs.featurize(Composition(formula)) for formula in formulas]
+    np.testing.assert_allclose(magpie_features(formulas), expected, rtol=1e-12, atol=1e-9)
+    assert magpie_labels() == theirs.feature_labels()
 
 
 @pytest.mark.parametrize("name", MODELS)

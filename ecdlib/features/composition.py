@@ -1,49 +1,69 @@
-"""Features of a composition: MAGPIE."""
+"""Features of a composition: MAGPIE (L. Ward and others, npj Comput. Mater. 2, 16028 (2016)).
+
+They are those of matminer (``ElementProperty.from_preset("magpie", impute_nan=True)``), from its table of elements.
+"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from ecdlib.base.cached import cached
+from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_file, read_once
 from ecdlib.density.core import Floats
 
-
-@lru_cache(maxsize=1)
-def _magpie() -> object:
-    from matminer.featurizers.composition import ElementProperty
-
-    return ElementProperty.from_preset("magpie", impute_nan=True)
+STATISTICS = ("minimum", "maximum", "range", "mean", "avg_dev", "mode")
 
 
+@read_once
 def element_properties() -> pd.DataFrame:
-    """The 22 properties of elements H to Pu behind the MAGPIE features, missing ones imputed by matminer; index: Z."""
-    from matminer.utils.data import MagpieData
-    from pymatgen.core import Element
+    """The 22 properties of elements H to Pu behind the MAGPIE features, missing ones imputed; index: Z.
 
-    names, data = _magpie().features, MagpieData(impute_nan=True)  # type: ignore[attr-defined]
-    elements = [Element.from_Z(z) for z in range(1, 95)]
-    rows = [[float(data.get_elemental_property(e, name)) for name in names] for e in elements]
-    return pd.DataFrame(rows, index=range(1, 95), columns=names)
+    Example:
+        >>> element_properties().loc[14, ["MendeleevNumber", "CovalentRadius"]].tolist()
+        [78.0, 111.0]
+    """
+    return pd.read_csv(data_file("composition/magpie.csv"), index_col="Z", float_precision="round_trip")
 
 
 def magpie_features(formulas: Sequence[str]) -> Floats:
-    """The 132 MAGPIE features of matminer: statistics over the elements' properties; ``(n, 132)``."""
+    """The 132 MAGPIE features: statistics over the elements' properties (:func:`magpie_labels`); ``(n, 132)``.
+
+    Mean and mean absolute deviation weigh each element by its share of the atoms; the mode is the smallest value among
+    the elements of the largest share.
+
+    Raises:
+        EcdError: an element beyond Pu.
+
+    Example:
+        >>> magpie_features(["NaCl"])[0, :6].tolist()
+        [11.0, 17.0, 6.0, 14.0, 3.0, 11.0]
+    """
+    distinct = list(dict.fromkeys(formulas))
+    found = {formula: _of_formula(formula) for formula in distinct}
+    return np.array([found[formula] for formula in formulas])
+
+
+def _of_formula(formula: str) -> Floats:
     from pymatgen.core import Composition
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pymatgen, on elements without some property
-        rows = {f: _magpie().featurize(Composition(f)) for f in dict.fromkeys(formulas)}  # type: ignore[attr-defined]
-    return np.array([rows[f] for f in formulas], dtype=np.float64)
+    amounts = {element.Z: amount for element, amount in Composition(formula).items()}
+    table = element_properties()
+    if beyond := [z for z in amounts if z not in table.index]:
+        raise EcdError(formula, f"holds an element beyond Pu (Z = {beyond[0]})", "Take a crystal of lighter elements.")
+    x, weight = table.to_numpy()[np.array(list(amounts)) - 1], np.array(list(amounts.values()))[:, None]
+    share = weight / weight.sum()
+    low, high, mean = x.min(0), x.max(0), (share * x).sum(0)
+    mode = x[np.isclose(weight[:, 0], weight.max())].min(0)
+    return np.stack([low, high, high - low, mean, (share * np.abs(x - mean)).sum(0), mode], axis=1).ravel()
 
 
 def magpie_labels() -> list[str]:
     """Matminer's names of the 132 features."""
-    return list(_magpie().feature_labels())  # type: ignore[attr-defined]
+    return [f"MagpieData {statistic} {name}" for name in element_properties() for statistic in STATISTICS]
 
 
 def magpie(crystals: pd.DataFrame) -> Floats:

@@ -52,8 +52,9 @@ from ecdlib.learn.any_crystal import (
 )
 from ecdlib.learn.intervals import NORMAL, factors_of, group_coverage, group_factors, membership
 from ecdlib.learn.protocol import fold_numbers
-from ecdlib.models.group_gpr import matern, squared_distances
-from ecdlib.models.stacked import COVERAGE, BlockScaler, slim_trees
+from ecdlib.models.matern import matern, squared_distances
+from ecdlib.models.stacked import COVERAGE, BlockScaler
+from ecdlib.models.trees import predict_trees, tree_array
 
 #: Names of the shipped models.
 MODELS: dict[Inputs, str] = {"structure": "crystal", "structure+potential": "crystal-potential"}
@@ -257,7 +258,7 @@ def fit_property(
         "scale": np.array([process.offset_, process.unit_]),
         "noise": process.noise_weights_.astype(np.float16),
         "lengths": process.column_scale.astype(np.float32),
-        "trees": np.frombuffer(slim_trees(stacked.booster.model_to_string()).encode(), dtype=np.uint8),
+        "trees": tree_array(stacked.booster.model_to_string()),
         "weight": np.array(stacked.weight),
         "factors": logs,
         "ratio": ratio,
@@ -439,11 +440,8 @@ class CrystalModel:
         distance = squared_distances(scaled_x, training)
         mean = variance * matern(distance) @ a["dual"] * a["scale"][1] + a["scale"][0]
         if weight := float(self.arrays[f"{target}/weight"]):
-            import lightgbm
-
             raw = np.column_stack([blocks[name] for name in names]).astype(np.float32)
-            trees = lightgbm.Booster(model_str=self.arrays[f"{target}/trees"].tobytes().decode())
-            mean = (1 - weight) * mean + weight * np.asarray(trees.predict(raw, num_threads=1))
+            mean = (1 - weight) * mean + weight * predict_trees(self.arrays[f"{target}/trees"], raw)
         learned = self.learned_as(target)
         half = np.zeros(len(mean))
         if not learned.probability:

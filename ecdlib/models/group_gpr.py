@@ -23,6 +23,7 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from ecdlib.density.core import Floats
+from ecdlib.models.matern import matern, matern_with_slope, squared_distances
 
 
 class GroupGPR(RegressorMixin, BaseEstimator):
@@ -150,28 +151,6 @@ class GroupGPR(RegressorMixin, BaseEstimator):
         return mean * self.unit_ + self.offset_, np.sqrt(np.maximum(variance, self._noise)) * self.unit_
 
 
-def squared_distances(a: Floats, b: Floats) -> Floats:
-    """Squared distances between the rows of two arrays."""
-    d = a @ b.T
-    d *= -2
-    d += (a**2).sum(1)[:, None]
-    d += (b**2).sum(1)
-    return np.maximum(d, 0, out=d)
-
-
-def matern(squared: Floats) -> Floats:
-    """m(d) of squared distances (see the module)."""
-    r = np.sqrt(5 * squared)
-    return np.asarray((1 + r + r**2 / 3) * np.exp(-r))
-
-
-def _matern_with_slope(squared: Floats) -> tuple[Floats, Floats]:
-    """m(d) of squared distances, and its derivative by them."""
-    r = np.sqrt(5 * squared)
-    decay = np.exp(-r)
-    return decay * (1 + r + r**2 / 3), -5 / 6 * decay * (1 + r)
-
-
 def _cholesky(matrix: Floats) -> Floats:
     factor, failed = lapack.dpotrf(matrix, lower=1, overwrite_a=1)
     if failed:
@@ -200,7 +179,7 @@ def _maximize(start: Floats, X: Floats, z: Floats, groups: Any, weights: Floats,
         """Negative logarithm of the likelihood, and its gradient."""
         v, noise = np.exp(theta[[0, -1]])
         scaled = X * np.exp(-theta[1:-1])[groups]
-        m, slope = _matern_with_slope(squared_distances(scaled, scaled))
+        m, slope = matern_with_slope(squared_distances(scaled, scaled))
         K = v * m
         K[diagonal] += noise * weights
         try:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecdlib.density.core import Floats
-from ecdlib.models.group_gpr import GroupGPR
 
 #: Principal components of a block, each divided by the fourth root of its variance (between equal weights and none);
 #: blocks that are not named here are standardized.
@@ -146,6 +145,8 @@ class StackedModel:
         Args:
             scaler: fitted already, if models of several properties share one.
         """
+        from ecdlib.models.group_gpr import GroupGPR  # brings scikit-learn, which a prediction does not need
+
         self.scaler = scaler or BlockScaler(self.blocks).fit(blocks)
         X = self.scaler.transform(blocks)
         self.process = GroupGPR(None if self.separate else self.scaler.groups, **self.settings).fit(X, y)
@@ -167,7 +168,7 @@ class StackedModel:
         return np.column_stack([blocks[name] for name in self.blocks]).astype(np.float32)
 
     def _boost(self, X: NDArray[np.float32], y: Floats) -> Any:
-        import lightgbm  # brings scikit-learn and half a second: not for a prediction that needs no trees
+        import lightgbm  # brings scikit-learn and half a second
 
         return lightgbm.train(BOOSTING | {"seed": self.seed}, lightgbm.Dataset(X, y, free_raw_data=False))
 
@@ -176,28 +177,3 @@ class StackedModel:
         mean, spread = self.process.predict(self.scaler.transform(blocks), return_std=True)
         trees = np.asarray(self.booster.predict(self._columns(blocks)))
         return (1 - self.weight) * mean + self.weight * trees, spread
-
-
-#: Of LightGBM's text, what only tells how the trees were grown.
-_GROWN = ("split_gain", "leaf_weight", "leaf_count", "internal_value", "internal_weight", "internal_count")
-
-
-def slim_trees(text: str) -> str:
-    """LightGBM's text of trees at 40 % of its length, without what only tells how they were grown.
-
-    Features in single precision go to the same sides: a threshold becomes the largest number of single precision that
-    does not exceed it. The values of the leaves are rounded to single precision.
-    """
-
-    def single(word: str, down: bool = False) -> str:
-        value = np.float32(word)
-        return str(np.nextafter(value, np.float32(-np.inf)) if down and float(value) > float(word) else value)
-
-    lines = []
-    for line in text.partition("end of trees")[0].splitlines():
-        name, _, values = line.partition("=")
-        if name in ("threshold", "leaf_value"):
-            line = f"{name}=" + " ".join(single(word, name == "threshold") for word in values.split())
-        if name not in (*_GROWN, "tree_sizes"):
-            lines.append(line)
-    return "\n".join([*lines, "end of trees", ""])
