@@ -29,7 +29,10 @@ import psutil
 import pytest
 from pymatgen.core import Structure
 
-from ecdlib import app, cli
+from ecdlib import cli
+from ecdlib.app import database as database_tab
+from ecdlib.app import findings, pictures, server, uploads, widgets
+from ecdlib.app.predict import PredictTab
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT, data_folder
 from ecdlib.base.workers import Bounded
@@ -63,7 +66,7 @@ def database() -> LatentDatabase:
 def problem(name: str, content: bytes, folder: Path) -> str:
     """What the user reads about a file that cannot be used; nothing of it may stay behind."""
     with pytest.raises(EcdError) as raised:
-        app.read_upload(name, content, folder)
+        uploads.read_upload(name, content, folder)
     assert list(folder.iterdir()) == []
     assert str(folder) not in str(raised.value)
     return str(raised.value)
@@ -82,16 +85,16 @@ def test_a_name_keeps_only_what_is_harmless() -> None:
         "a\x00b\n::c": "a_b___c",
         "x" * 300 + ".npz": "x" * 76 + ".npz",
     }
-    assert {name: app.safe_name(name) for name in names} == names
+    assert {name: uploads.safe_name(name) for name in names} == names
 
 
 @pytest.mark.parametrize("name", ["CHGCAR.NaCl.gz", "../../CHGCAR.gz", "/tmp/CHGCAR.GZ", "NaCl_225::a+b.gz"])
 def test_an_upload_is_read_whatever_its_name_is(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "uploads"
     folder.mkdir()
-    density = app.read_upload(name, NACL.read_bytes(), folder)
+    density = uploads.read_upload(name, NACL.read_bytes(), folder)
     assert isinstance(density, ChargeDensity)
-    assert density.name == app.safe_name(name)
+    assert density.name == uploads.safe_name(name)
     assert np.array_equal(density.values, read_density(NACL).values)
     assert list(tmp_path.rglob("*")) == [folder]
 
@@ -103,7 +106,7 @@ def test_every_format_is_read(suffix: str, tmp_path: Path) -> None:
     write_density(original, path)
     content = path.read_bytes()
     path.unlink()
-    density = app.read_upload(
+    density = uploads.read_upload(
         f"density{suffix}", lzma.compress(content) if suffix.endswith("xz") else content, tmp_path
     )
     assert (density.formula, density.shape) == (original.formula, original.shape)
@@ -117,20 +120,20 @@ def test_a_structure_is_enough(name: str, tmp_path: Path) -> None:
     rutile = load_structures()["GeO2_136"]
     text = rutile.to(fmt="cif" if "cif" in name.lower() else "poscar").encode()
     content = gzip.compress(text) if name.endswith("gz") else text
-    crystal = app.read_upload(name, content, folder)
+    crystal = uploads.read_upload(name, content, folder)
     assert isinstance(crystal, Structure)
     assert crystal.composition == rutile.composition
     assert list(folder.iterdir()) == []
-    tab = app.PredictTab(folder, here)
+    tab = PredictTab(folder, here)
     assert tab.work({name: content}, [], "auto") == []
     ((source, finding),) = tab.found.values()
     found = {r["property"]: r for r in finding.records}
-    assert found["bulk modulus"]["file"] == source.shown == app.safe_name(name)
+    assert found["bulk modulus"]["file"] == source.shown == uploads.safe_name(name)
     assert found["bulk modulus"]["low"] < found["bulk modulus"]["value"] < found["bulk modulus"]["high"]
     assert finding.nearest is not None
     assert finding.nearest.index[0] == "GeO2_136"
     assert finding.nearest.iloc[0] < 0.1 < finding.nearest.iloc[1]
-    what, first, _ = app.draw_source(source, folder)
+    what, first, _ = pictures.draw_source(source, folder)
     assert (what, len(first.data) > 0) == ("density of superposed free atoms", True)
     (problem,) = tab.work({name: content}, [], "fusion-lightgbm")
     assert "holds no density, which fusion-lightgbm needs" in problem
@@ -141,19 +144,19 @@ def test_where_crystals_stand_among_all() -> None:
         {"file": "a", "property": name, "value": value, "low": value - 5, "high": value + 9}
         for name, value in (("bulk modulus", 80.0), ("shear modulus", 30.0), ("band gap", 1.0))
     ]
-    figure = app.standing([*records, {**records[0], "file": "b"}])
+    figure = pictures.standing([*records, {**records[0], "file": "b"}])
     assert [trace.name for trace in figure.data] == ["labelled crystals", "a"]
     assert len(figure.data[0].x) == 6059
     assert (figure.data[1].error_y.array[0], figure.data[1].error_y.arrayminus[0]) == (9, 5)
-    assert app.standing(records[2:]) is None
+    assert pictures.standing(records[2:]) is None
 
 
 def test_too_large_files_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "UPLOAD_LIMIT", 2_000_000)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT", 2_000_000)
     assert "CHGCAR: 2 MB are more than the limit of 2 MB" in problem("CHGCAR", bytes(2_000_001), tmp_path)
-    app.check_size({"a": bytes(1_000_000), "b": bytes(1_000_000)})
+    uploads.check_size({"a": bytes(1_000_000), "b": bytes(1_000_000)})
     with pytest.raises(EcdError, match="a, b: 3 MB are more than the limit"):
-        app.check_size({"a": bytes(1_500_000), "b": bytes(1_500_000)})
+        uploads.check_size({"a": bytes(1_500_000), "b": bytes(1_500_000)})
 
 
 def test_a_decompression_bomb_stops_where_it_fits_no_header(tmp_path: Path) -> None:
@@ -197,51 +200,51 @@ def test_files_that_cannot_be_read_are_answered_in_words(tmp_path: Path, monkeyp
     def broken(_: Any) -> Any:
         raise RuntimeError("inside a parser")
 
-    monkeypatch.setattr(app, "read_crystal", broken)
+    monkeypatch.setattr(uploads, "read_crystal", broken)
     assert problem("CHGCAR", text, tmp_path).startswith("CHGCAR: could not be read.")
 
 
 def test_nearness_of_a_crystal_of_the_database_and_of_a_strange_one(database: LatentDatabase) -> None:
     latent = database.latents[database.row("NaCl_225")].astype(np.float32)
-    nearest, percentile = app.nearness(database, latent)
+    nearest, percentile = findings.nearness(database, latent)
     assert len(nearest) == 5
     assert (nearest.index[0], percentile) == ("NaCl_225", 0)
-    assert "this is one of them" in app.nearness_text(nearest, percentile)
-    nearest, percentile = app.nearness(database, latent + 100)
+    assert "this is one of them" in findings.nearness_text(nearest, percentile)
+    nearest, percentile = findings.nearness(database, latent + 100)
     assert percentile == 100
-    assert "do not rely on the prediction" in app.nearness_text(nearest, percentile)
+    assert "do not rely on the prediction" in findings.nearness_text(nearest, percentile)
     middle = pd.Series([1.0], index=["NaCl_225"])
-    assert "as close as" in app.nearness_text(middle, 50)
-    assert "rather far" in app.nearness_text(middle, 90)
+    assert "as close as" in findings.nearness_text(middle, 50)
+    assert "rather far" in findings.nearness_text(middle, 90)
 
 
 def test_search_by_name_formula_and_elements(database: LatentDatabase) -> None:
-    assert list(app.search_table(database.table, "fe3snc").index) == ["Fe3SnC_221"]
-    assert "Fe3SnC_221" in app.search_table(database.table, "C, Fe").index
-    assert not app.search_table(database.table, "F")["formula"].str.contains("Fe3SnC").any()
-    assert len(app.search_table(database.table, "  ")) == len(database.table)
-    assert len(app.search_table(database.table, "(*[")) == 0
+    assert list(database_tab.search_table(database.table, "fe3snc").index) == ["Fe3SnC_221"]
+    assert "Fe3SnC_221" in database_tab.search_table(database.table, "C, Fe").index
+    assert not database_tab.search_table(database.table, "F")["formula"].str.contains("Fe3SnC").any()
+    assert len(database_tab.search_table(database.table, "  ")) == len(database.table)
+    assert len(database_tab.search_table(database.table, "(*[")) == 0
 
 
 def test_comparison_with_the_reconstruction(database: LatentDatabase) -> None:
     for name in ("Fe3SnC_221", next(n for n in database.table.index if n.endswith("_194"))):
         original = common_cell(load_density(name), None)
-        decoded, table = app.compare(original, database, name)
+        decoded, table = database_tab.compare(original, database, name)
         value = table.set_index("quantity")["value"]
         assert decoded.shape == original.shape
         assert float(value["Electrons after scaling"]) == pytest.approx(float(value["Electrons of the original"]))
         difference = decoded.values - original.values
         assert float(value["Mean absolute error (MAE)"]) == pytest.approx(np.abs(difference).mean(), rel=6e-3)
-        figure = app.slice_figure(original, decoded, 0.25)
+        figure = database_tab.slice_figure(original, decoded, 0.25)
         assert [ax.get_aspect() for ax in figure.axes[:3]] == [1, 1, 1]
 
 
 def test_files_of_one_name_are_told_apart_and_results_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tab, raw, other = app.PredictTab(tmp_path, here), NACL.read_bytes(), NACL.with_name("CHGCAR.Li.gz").read_bytes()
+    tab, raw, other = PredictTab(tmp_path, here), NACL.read_bytes(), NACL.with_name("CHGCAR.Li.gz").read_bytes()
     assert tab.work({"a b.gz": raw, "a_b.gz": other}, ["NaCl_225"], "density-gpr-portable") == []
     assert list(tab.found) == ["a_b.gz", "a_b.gz (2)", "NaCl_225"]
     table = pd.read_csv(tab.csv.callback())
-    assert list(table) == app.CSV_COLUMNS
+    assert list(table) == findings.CSV_COLUMNS
     assert table["file"].nunique() == 3
     kept = tab.found["NaCl_225"][1]
     assert "was given twice" in tab.work({"a b.gz": other}, ["NaCl_225"], "density-gpr-portable")[0]
@@ -251,13 +254,13 @@ def test_files_of_one_name_are_told_apart_and_results_kept(tmp_path: Path, monke
     assert tab.work({"CHGCAR.txt": text, "cut.gz": raw[:999]}, [], "density-gpr-portable") == [
         "cut.gz: the compressed file is damaged or cut off. Copy it again."
     ]
-    monkeypatch.setattr(app, "UPLOAD_LIMIT", 10)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT", 10)
     assert "more than the limit" in tab.work({"CHGCAR.txt": text}, [], "density-gpr-portable")[0]
     assert tab.found == {}
 
 
 def test_a_valence_that_the_user_gives_is_for_the_files(tmp_path: Path) -> None:
-    tab, model = app.PredictTab(tmp_path, here), "density-gpr-portable"
+    tab, model = PredictTab(tmp_path, here), "density-gpr-portable"
     files: dict[str, bytes | str] = {"CHGCAR.NaCl.gz": NACL.read_bytes()}
     assert tab.work(files, ["NaH_225"], model) == []
     counted, bundled = tab.found["CHGCAR.NaCl.gz"][1].records, tab.found["NaH_225"][1].records
@@ -287,11 +290,11 @@ def test_what_nobody_foresaw_becomes_words(tmp_path: Path, monkeypatch: pytest.M
     def broken(*_: Any) -> Any:
         raise RuntimeError("inside a model")
 
-    source = app.Source("bundled", "LiH_225", "LiH_225", b"", "")
-    monkeypatch.setattr(app, "examine", broken)
-    outcome = app.examine_source(source, "density-gpr-portable", tmp_path)
+    source = uploads.Source("bundled", "LiH_225", "LiH_225", b"", "")
+    monkeypatch.setattr(findings, "examine", broken)
+    outcome = findings.examine_source(source, "density-gpr-portable", tmp_path)
     assert str(outcome).startswith("LiH_225: could not be evaluated.")
-    assert "&lt;b&gt;" in app._box(["<b>"], "#000000")
+    assert "&lt;b&gt;" in widgets.box(["<b>"], "#000000")
 
 
 @pytest.mark.parametrize(
@@ -301,12 +304,12 @@ def test_what_nobody_foresaw_becomes_words(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_that_is_too_much_does_not_stop_the_others(error: Exception, words: str, tmp_path: Path) -> None:
     (tmp_path / "CHGCAR").write_text("what a process left that was ended")
 
-    def call(function: Any, source: app.Source, *rest: Any) -> Any:
+    def call(function: Any, source: uploads.Source, *rest: Any) -> Any:
         if source.name == "bad":
             raise error
         return function(source, *rest)
 
-    tab = app.PredictTab(tmp_path, call)
+    tab = PredictTab(tmp_path, call)
     (problem,) = tab.work({"bad": b"", "good.gz": NACL.read_bytes()}, [], "density-gpr-portable")
     assert problem.startswith("bad: ")
     assert words in problem
@@ -329,9 +332,9 @@ def kept(files: Any) -> int:
 
 def test_limits_hold_while_files_are_received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of files that never end were kept without limit."""
-    monkeypatch.setattr(app, "UPLOAD_LIMIT", 1_000_000)
-    monkeypatch.setattr(app, "ALL_UPLOADS", 1_500_000)
-    first, second = app.PredictTab(tmp_path, here), app.PredictTab(tmp_path, here)
+    monkeypatch.setattr(uploads, "UPLOAD_LIMIT", 1_000_000)
+    monkeypatch.setattr(uploads, "ALL_UPLOADS", 1_500_000)
+    first, second = PredictTab(tmp_path, here), PredictTab(tmp_path, here)
     for n in range(100):
         for chunk in (1, 2, 3):
             first.files._process_event(event(f"f{n}", 100_000, chunk, 4))
@@ -379,6 +382,22 @@ def serving(folder: Path) -> Iterator[Server]:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def test_a_session_that_begins_with_the_socket_asks_no_cdn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that takes long to load finds its first session expired; Panel then named its CDN for style sheets."""
+    import panel as pn
+    from bokeh.document import Document
+    from bokeh.models import ImportedStyleSheet
+
+    monkeypatch.setattr(server.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    pn.extension("plotly", "tabulator", "filedropper")
+    document = Document()
+    with pn.io.server.set_curdoc(document):
+        server.page().server_doc(document)
+    addresses = {sheet.url for sheet in document.models if isinstance(sheet, ImportedStyleSheet)}
+    assert len(addresses) > 5
+    assert all(address.startswith("static/extensions/panel/") for address in addresses)
 
 
 @pytest.mark.slow
@@ -478,7 +497,7 @@ def test_a_process_with_limits_is_replaced_where_it_exceeds_them() -> None:
 
 def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
-        taken.bind((app.ADDRESS, 0))
+        taken.bind((server.ADDRESS, 0))
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setattr(sys, "argv", ["ecd", "app", "--port", str(port), "--no-browser"])
@@ -546,7 +565,7 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     cut.write_bytes(NACL.read_bytes()[:20000])
     large = tmp_path / "CHGCAR.large"
     with open(large, "wb") as f:
-        f.truncate(app.UPLOAD_LIMIT + 1_000_000)  # sparse, and the page does not even send it
+        f.truncate(uploads.UPLOAD_LIMIT + 1_000_000)  # sparse, and the page does not even send it
     page.locator("input[type=file]").set_input_files([NACL, cut, large])
     page.get_by_text("File is too large", exact=True).wait_for()
     page.get_by_text("CHGCAR.cut.gz: the compressed file is damaged or cut off. Copy it again.").wait_for()
@@ -576,7 +595,7 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     with page.expect_download() as download:
         page.get_by_text("Download all results (CSV)").click()
     table = pd.read_csv(download.value.path())
-    assert list(table) == app.CSV_COLUMNS
+    assert list(table) == findings.CSV_COLUMNS
     expected = predict(read_density(NACL), load_predictors("density-gpr-portable"))
     assert table["value"].tolist() == pytest.approx([r["value"] for r in expected])
     assert running.problems == []

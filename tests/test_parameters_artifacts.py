@@ -217,8 +217,8 @@ def test_a_notebook_is_stale_when_what_it_imports_or_reads_changes(tmp_path, mon
             f.write(text)
         return [runs.cache_key(name, resolve(name, {})) for name in ("features", "elastic_quantities")]
 
-    before = keys_after("ecdlib/app.py", "")
-    assert keys_after("ecdlib/app.py", "NEW = 1\n") == before
+    before = keys_after("ecdlib/app/server.py", "")
+    assert keys_after("ecdlib/app/server.py", "NEW = 1\n") == before
     assert keys_after("ecdlib/features/autocorrelation.py", "# a comment\n") == before
     correlation, elastic = keys_after("ecdlib/features/autocorrelation.py", "NEW = 1\n")
     assert (correlation, elastic) != before
