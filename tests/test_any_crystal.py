@@ -8,6 +8,7 @@ import lightgbm
 import numpy as np
 import pandas as pd
 import pytest
+import spglib
 from conftest import CRYSTALS
 from pymatgen.analysis.elasticity import ElasticTensor
 from pymatgen.core import Lattice, Structure
@@ -18,6 +19,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from ecdlib.base.resources import data_file
+from ecdlib.data.tables import load_structures
+from ecdlib.density.core import SYMPREC, symmetry
 from ecdlib.density.superpose import superpose
 from ecdlib.features.bonds import REACH, SHELLS, _elements, bond_statistics
 from ecdlib.features.crystal import structure_features
@@ -36,6 +39,7 @@ from ecdlib.learn.any_crystal import (
     scaled,
     unscaled,
 )
+from ecdlib.learn.crystal_model import standard
 from ecdlib.models import group_gpr
 from ecdlib.models.group_gpr import GroupGPR
 from ecdlib.models.stacked import BlockScaler, StackedModel
@@ -285,3 +289,18 @@ def test_shipped_predictions_answer_every_test_crystal_of_pydemi() -> None:
 
 def test_labels_are_named_once() -> None:
     assert load_targets().columns.is_unique
+
+
+def test_the_standard_cell_is_that_of_spglib_for_every_centring() -> None:
+    seen = set()
+    for name, structure in list(load_structures().items())[::97]:
+        found = symmetry(structure)
+        given = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+        cell, positions, numbers = spglib.standardize_cell(given, to_primitive=True, symprec=SYMPREC)
+        ours, theirs = standard(structure, found), Structure(cell, numbers, positions)
+        np.testing.assert_allclose(ours.lattice.matrix, theirs.lattice.matrix, atol=1e-6, err_msg=name)
+        apart = ours.lattice.get_all_distances(ours.frac_coords, theirs.frac_coords)
+        alike = np.array(ours.atomic_numbers)[:, None] == np.array(theirs.atomic_numbers)
+        assert (((apart < 1e-4) & alike).sum(1) == 1).all(), name
+        seen.add(found.international[0])
+    assert seen >= {"P", "C", "I", "F", "R"}

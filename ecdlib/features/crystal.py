@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
+from scipy import constants
 from tqdm import tqdm
 
 from ecdlib.base.cached import cached
@@ -22,6 +24,16 @@ from ecdlib.features.invariants import CONVENTIONS, density_invariants, structur
 HEAVIEST = 94
 #: e/Å³, below which densities are taken as equal; and the share of p_0 below which a higher degree is.
 EMPTY, ISOTROPIC = 1e-4, 1e-3
+
+
+#: g/cm³ of an atomic mass unit in a cubic Å.
+GRAMS_PER_CM3 = constants.atomic_mass * 1e27
+
+
+@lru_cache(maxsize=1)
+def atomic_masses() -> Floats:
+    """Masses of H to Pu, u ``(94,)``."""
+    return np.array([float(Element.from_Z(z).atomic_mass) for z in range(1, HEAVIEST + 1)])
 
 
 def log_invariants(p: Floats) -> Floats:
@@ -61,7 +73,8 @@ def structure_features(structure: Structure) -> dict[str, Floats]:
         blocks[f"quantiles {convention}"] = log_quantiles(superpose(structure, convention))
     numbers = [site.specie.Z for site in structure]
     shares = np.bincount(numbers, minlength=HEAVIEST + 1)[1:] / len(numbers)
-    size = np.log([structure.volume / len(numbers), float(structure.density)])
+    density = atomic_masses()[np.array(numbers) - 1].sum() * GRAMS_PER_CM3 / structure.volume
+    size = np.log([structure.volume / len(numbers), density])
     return blocks | {"bonds": bond_statistics(structure), "elements": np.sqrt(shares), "size": size}
 
 

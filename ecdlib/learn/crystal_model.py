@@ -10,7 +10,6 @@ deviation, on inner folds.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import pandas as pd
-import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 from scipy.linalg import solve
@@ -27,7 +25,7 @@ from tqdm import tqdm
 
 from ecdlib.base.archive import write_archive
 from ecdlib.base.pieces import in_pieces
-from ecdlib.density.core import SYMPREC, Floats, symmetry
+from ecdlib.density.core import Floats, symmetry
 from ecdlib.features.crystal import joined_features, structure_features
 from ecdlib.features.potential import potential_features
 from ecdlib.learn.any_crystal import (
@@ -70,28 +68,38 @@ ORIENTED = ("C11", "C12", "C44")
 MODULI = ("bulk_modulus", "shear_modulus")
 
 
+#: Primitive vectors in terms of those of the centred cell, in columns, by the letter of the centring (spglib's choice).
+_PRIMITIVE: dict[str, Floats] = {
+    "P": np.eye(3),
+    "A": np.array([[2, 0, 0], [0, 1, -1], [0, 1, 1]]) / 2,
+    "C": np.array([[1, 1, 0], [-1, 1, 0], [0, 0, 2]]) / 2,
+    "I": np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / 2,
+    "F": np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2,
+    "R": np.array([[2, -1, -1], [1, 1, -2], [1, 1, 1]]) / 3,
+}
+
+
 def space_group(structure: Structure) -> int:
     """Number of the space group; 0 if none is found."""
     found = symmetry(structure)
     return 0 if found is None else int(found.number)
 
 
-def standard(structure: Structure, number: int | None = None) -> Structure:
+def standard(structure: Structure, found: Any = None) -> Structure:
     """The standard primitive cell, as the training crystals have it; the cell as given where no symmetry is found.
 
     Quantiles are taken on a grid, and feel where the atoms lie on it.
 
     Args:
-        number: of the space group, if it is known; 0 if none was found.
+        found: see :func:`ecdlib.density.core.symmetry`, if it is known.
     """
-    number = space_group(structure) if number is None else number
-    cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
-    if not number:
+    found = symmetry(structure) if found is None else found
+    if found is None:
         return structure
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
-        found: Any = spglib.standardize_cell(cell, to_primitive=True, symprec=SYMPREC)
-    return Structure(found[0], found[2], found[1])
+    cell = _PRIMITIVE[found.international[0]].T @ found.std_lattice
+    _, first = np.unique(found.std_mapping_to_primitive, return_index=True)
+    positions = found.std_positions[first] @ found.std_lattice @ np.linalg.inv(cell)
+    return Structure(cell, found.std_types[first], positions % 1)
 
 
 class HalfPrecision(BlockScaler):
@@ -375,18 +383,18 @@ class CrystalModel:
         found = self._found(prepared, wanted := list(targets or self.targets), progress)
         return pd.concat({t: pd.DataFrame(found[t], columns=ENDS) for t in wanted if t in found}, axis=1)
 
-    def prepare(self, structure: Structure, symmetry: Any = None) -> Prepared:
+    def prepare(self, structure: Structure, found: Any = None) -> Prepared:
         """What it predicts one crystal from.
 
         Args:
-            symmetry: see :func:`ecdlib.density.core.symmetry`, if it is known.
+            found: see :func:`ecdlib.density.core.symmetry`, if it is known.
 
         Raises:
             EcdError: an element without form factors.
         """
-        number = space_group(structure) if symmetry is None else int(symmetry.number)
-        cell = standard(structure, number)
-        return Prepared(cell, number, structure_features(cell))
+        found = symmetry(structure) if found is None else found
+        cell = standard(structure, found)
+        return Prepared(cell, 0 if found is None else int(found.number), structure_features(cell))
 
     def moduli(self, prepared: Sequence[Prepared]) -> tuple[Floats, Floats]:
         """K and G (GPa) and the standard deviations of their logarithms to base 10, ``(n, 2)`` each."""
