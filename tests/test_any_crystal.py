@@ -291,6 +291,7 @@ def test_labels_are_named_once() -> None:
     assert load_targets().columns.is_unique
 
 
+@pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING")
 def test_the_standard_cell_is_that_of_spglib_for_every_centring() -> None:
     seen = set()
     for name, structure in list(load_structures().items())[::97]:
