@@ -11,7 +11,8 @@ from ecdlib.book import parameters
 from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.course.data import SESSIONS
 from ecdlib.course.exercises import exercises
-from ecdlib.course.pages import load_questions, load_sessions, load_times, questions_html, session_page
+from ecdlib.course.pages import load_times, questions_html, session_page
+from ecdlib.course.texts import load_questions, load_sessions
 
 pytestmark = pytest.mark.course
 
@@ -21,6 +22,7 @@ def test_sessions_are_planned_to_the_minute():
     for session in load_sessions():
         assert sum(minutes for minutes, _ in session["plan"]) == 90, session["name"]
         assert 3 <= len(session["goals"]) <= 6
+        assert all(goal[0].islower() for goal in session["goals"]), "a goal continues 'After this session you can'"
         assert session["prerequisites"]
         assert session["assignment"]
         assert len(session["mistakes"]) >= 4
