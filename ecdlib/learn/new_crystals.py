@@ -34,7 +34,7 @@ from ecdlib.learn.inputs import INPUTS, TARGETS, fit_and_predict, study_blocks, 
 from ecdlib.learn.protocol import Fit
 
 #: Sets of inputs that the same model is asked with, as in the chapter on what the calculation adds.
-STUDIED = tuple(INPUTS)[:14]
+STUDIED = tuple(INPUTS)[:15]
 #: What ``ecd predict`` is given: a file, the same with the potential, a CHGCAR without POTCAR, and that one for the
 #: model of densities alone.
 GIVEN = ("structure", "structure+potential", "density", DEFAULT_MODEL)
