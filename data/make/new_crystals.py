@@ -1,6 +1,9 @@
 """A test set that no list holds: data/new_crystals.csv and data/ecd_new.h5, computed with GPAW.
 
     python data/make/new_crystals.py [PROCESSES]
+    python data/make/new_crystals.py control [PROCESSES]
+
+The second makes data/new_crystals_control.csv: the same equations of state of labelled crystals, one of each prototype.
 
 Labelled crystals are those that somebody found worth a calculation, mostly stable ones. What people ask about is not.
 So eight prototypes are filled with elements drawn at random from those that stand at the same place in labelled
@@ -111,6 +114,45 @@ def drawn() -> Iterator[tuple[str, Structure]]:
             yield label, cell
 
 
+def labelled() -> Iterator[tuple[str, Structure]]:
+    """Name and primitive cell of a labelled crystal of each prototype, drawn at random."""
+    crystals, random = load_crystals(), np.random.default_rng(SEED)
+    sets = known_sets()
+    has_set = set(sets["element"][sets["family"].str.startswith("gpaw")])
+    names = [str(name) for name in crystals.index[crystals["crystal_system"] == "cubic"]]
+    for kind, atoms in PROTOTYPES:
+        same = [name for name in names if prototype(name) == kind]
+        cells = [(name, primitive(load_structures()[name])) for name in same]
+        fitting = [
+            (name, cell)
+            for name, cell in cells
+            if len(cell) == atoms and all(e in has_set and e not in NOT_DRAWN for e in places(cell))
+        ]
+        yield fitting[int(random.integers(len(fitting)))]
+
+
+def control(processes: int) -> None:
+    """Compute what is missing of the labelled crystals and write their file."""
+    interpreter = find_gpaw_python()
+    crystals = list(labelled())
+    out = ROOT / "data" / "new_crystals_control.csv"
+    with in_pieces(out, "data/make/new_crystals.py", {"control": True, "seed": SEED}) as pieces:
+
+        def work(task: tuple[str, Structure]) -> None:
+            if task[0] not in pieces:
+                state = equation_of_state(task[1], interpreter)
+                pieces.save(task[0], {"state": np.array(json.dumps(state))})
+                print(task[0], f"{state['bulk_modulus']:.1f} GPa", flush=True)
+
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(work, crystals))
+        rows = [{"name": name} | json.loads(str(pieces.load(name)["state"])) for name, _ in crystals]
+        table = pd.DataFrame(rows)[["name", "a", "bulk_modulus", "derivative", "basis_pressure", "rms", "cutoff"]]
+        label = load_crystals()["bulk_modulus"].loc[table["name"]].to_numpy()
+        with atomic_write(out) as temporary:
+            table.assign(label=label).to_csv(temporary, index=False, float_format="%.6g")
+
+
 def equation_of_state(cell: Structure, interpreter: str) -> dict[str, Any]:
     """What ``equation_of_state.py`` says of a crystal.
 
@@ -200,6 +242,8 @@ def main(processes: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+        given = sys.argv[1:]
+        run = control if "control" in given else main
+        run(next((int(word) for word in given if word.isdigit()), 1))
     except EcdError as error:
         sys.exit(str(error))
