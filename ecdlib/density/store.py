@@ -335,14 +335,15 @@ def load_selection(name: str) -> list[str]:
 
 
 def load_densities(
-    which: Literal["cubic", "general", "cubic-all", "general-all", "pairs"] = "cubic",
+    which: Literal["cubic", "general", "cubic-all", "general-all", "pairs", "new"] = "cubic",
 ) -> DensityStore:
     """Bundled valence densities (GPAW, PBE), computed for this project.
 
     Args:
         which: ``"cubic-all"`` 958 cubic crystals; ``"general-all"`` 167 others; ``"cubic"`` and ``"general"`` the
             selections ``cubic-892`` and ``general-96`` of them (see :func:`load_selection`); ``"pairs"`` 99 of the
-            cubic ones with another number of valence electrons for some elements.
+            cubic ones with another number of valence electrons for some elements; ``"new"`` those of
+            :func:`ecdlib.learn.new_crystals.load_new_crystals`, which take part in no training.
 
     Raises:
         EcdError: see :func:`data_file`.

@@ -1,0 +1,116 @@
+"""Crystals that no list holds, with bulk moduli and densities of our own: the models asked about what they are for.
+
+Labelled crystals are those that somebody found worth a calculation. Prototypes filled with elements drawn at random
+are not (``data/make/new_crystals.py``), and no formula of theirs is in any list of the book, so that the shipped models
+have not seen them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ecdlib.base.provenance import provenance
+from ecdlib.base.resources import data_file
+from ecdlib.data.tables import load_crystals
+from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.io import read_density, write_chgcar
+from ecdlib.density.store import load_densities
+from ecdlib.density.superpose import structure_of
+from ecdlib.features.composition import magpie_features
+from ecdlib.features.deformation import state_features
+from ecdlib.features.potential import tensor_features
+from ecdlib.features.sevennet import potential_tensors
+from ecdlib.learn.answer import answer
+from ecdlib.learn.any_crystal import ENDS, write_predictions
+from ecdlib.learn.domain import DEFAULT_MODEL
+from ecdlib.learn.inputs import INPUTS, TARGETS, fit_and_predict, study_blocks, study_names, study_truth
+from ecdlib.learn.protocol import Fit
+
+#: Sets of inputs that the same model is asked with, as in the chapter on what the calculation adds.
+STUDIED = tuple(INPUTS)[:14]
+#: What ``ecd predict`` is given: a file, the same with the potential, a CHGCAR without POTCAR, and that one for the
+#: model of densities alone.
+GIVEN = ("structure", "structure+potential", "density", DEFAULT_MODEL)
+
+
+def load_new_crystals() -> pd.DataFrame:
+    """Labels, indexed by name (``formula_spacegroup``).
+
+    Columns: formula, prototype; a (Å, of the cubic cell), bulk_modulus (GPa), derivative of it by the pressure,
+    basis_pressure (GPa, of the finite basis), rms (meV, of the fitted energies), cutoff (eV), seconds. Their densities
+    are ``load_densities("new")``.
+
+    Example:
+        >>> bool((load_new_crystals()["bulk_modulus"] > 0).all())
+        True
+    """
+    table = pd.read_csv(data_file("new_crystals.csv"))
+    return table[table["name"].notna()].set_index("name").drop(columns="problem")
+
+
+def run_new_crystals(out: Path) -> None:
+    """Ask the shipped models, and one model with one set of inputs after another, for the bulk moduli.
+
+    Writes ``out``, a CSV of name, given (:data:`GIVEN`, or a set of inputs of :data:`STUDIED` after ``"study: "``, or
+    ``"potential alone"``), value, low, high and truth, GPa; and beside it ``<stem>.json`` with the provenance.
+
+    Raises:
+        EcdError: the extra ``potential`` is not installed.
+    """
+    begun = time.time()
+    labels, densities = load_new_crystals(), load_densities("new")
+    names = list(labels.index)
+    rows = [_answered(densities[name], given) for given in GIVEN for name in names]
+    table = pd.DataFrame(rows, columns=["name", "given", *ENDS])
+    for given, values in _studied([densities[name] for name in names]).items():
+        table = pd.concat([table, pd.DataFrame({"name": names, "given": given, "value": values})])
+    table["truth"] = labels["bulk_modulus"].loc[table["name"]].to_numpy()
+    write_predictions(out, table, {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)})
+
+
+def _answered(density: ChargeDensity, given: str) -> tuple[Any, ...]:
+    """Name, what was given, value, low and high of the bulk modulus, as ``ecd predict`` answers."""
+    asked: Any = structure_of(density)
+    if not given.startswith("structure"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "CHGCAR"
+            write_chgcar(replace(density, convention=None, valence=None, potentials=None), path)
+            asked = read_density(path)
+    chosen = {"model": DEFAULT_MODEL} if given == DEFAULT_MODEL else {"potential": given.endswith("potential")}
+    found = answer(asked, **chosen).records
+    record = next(r for r in found if r["property"] == "bulk modulus")
+    return density.name, given, *(record[end] for end in ENDS)
+
+
+def _studied(densities: list[ChargeDensity]) -> dict[str, Floats]:
+    """GPa by set of inputs ``(n,)``, by models that were trained on all bundled cubic densities."""
+    known = study_names("cubic-all")
+    names = [density.name for density in densities]
+    blocks, truth = study_blocks("cubic-all", known), study_truth(known)
+    states = [state_features(density) for density in densities]
+    tensors = potential_tensors([structure_of(density) for density in densities], names)
+    mine = {state: np.stack([s[state] for s in states]) for state in states[0]} | {
+        "composition": magpie_features([density.formula for density in densities]),
+        "volume": np.log([[d.volume / len(d.species)] for d in densities]),
+        "potential": tensor_features(tensors),
+    }
+    every = {block: np.vstack([blocks[block], mine[block]]) for block in mine}
+    train = np.arange(len(known) + len(names)) < len(known)
+    fit = Fit("new", train, ~train)
+    labels = np.vstack([truth, np.full((len(names), len(TARGETS)), np.nan)])
+    labels[:, TARGETS.index("total_energy")] = np.nan  # not asked for
+    found = {}
+    for inputs in STUDIED:
+        predicted = fit_and_predict(every, INPUTS[inputs], labels, fit, subset=250, steps=15, seed=0)
+        found[f"study: {inputs}"] = predicted[~train, 0]
+    logs = tensor_features(tensors)
+    found["potential alone"] = np.exp(logs[:, [10, 12]]).mean(1)
+    found["mean"] = np.full(len(names), load_crystals().loc[known, "bulk_modulus"].mean())
+    return found
