@@ -6,6 +6,7 @@
     python data/make/splits.py matbench     matbench_folds: Matbench's official folds, log10 K and log10 G
     python data/make/splits.py held-out     held_out: the book's final test, once
     python data/make/splits.py elements     unseen_elements: each element's crystals left out
+    python data/make/splits.py clusters     clusters: whole prototypes and pairs of elements left out
     python data/make/splits.py new          new_crystals: crystals that no list holds (needs the extra "potential")
 
 A quarter of an hour to an hour of one core each; resumable.
@@ -19,7 +20,7 @@ import pandas as pd
 from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT
 from ecdlib.learn.any_crystal import matbench, run_split, write_predictions
-from ecdlib.learn.held_out import run_held_out, without_element
+from ecdlib.learn.held_out import run_held_out, without_cluster, without_element
 from ecdlib.learn.new_crystals import run_new_crystals
 
 RESULTS = ROOT / "data" / "results"
@@ -44,6 +45,11 @@ if __name__ == "__main__":
         table = pd.concat(tables, names=["property", "element"]).reset_index()
         note = {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)}
         write_predictions(RESULTS / "unseen_elements.csv", table, note)
+    elif which == "clusters":
+        begun = time.time()
+        table = without_cluster("bulk_modulus")
+        note = {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)}
+        write_predictions(RESULTS / "clusters.csv.xz", table, note)
     elif which == "new":
         run_new_crystals(RESULTS / "new_crystals.csv")
     else:

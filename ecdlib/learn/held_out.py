@@ -20,7 +20,7 @@ import pandas as pd
 from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
 from ecdlib.data.tables import load_cubic_targets, load_structures
-from ecdlib.density.core import ChargeDensity
+from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.io import read_density, write_chgcar
 from ecdlib.density.store import load_densities, load_density, load_selection
 from ecdlib.density.valence import recognize
@@ -34,13 +34,19 @@ from ecdlib.learn.any_crystal import (
     load_targets,
     scaled,
     take,
+    unscaled,
     write_predictions,
 )
 from ecdlib.learn.crystal_model import HalfPrecision, train_crystal_model
+from ecdlib.learn.inputs import StudyParameters, fits_of
 from ecdlib.learn.intervals import NORMAL
 from ecdlib.learn.lean import TrainingParameters, build, channel_settings, inputs, stack_channels
 from ecdlib.learn.model_file import load_model
 from ecdlib.models.group_gpr import GroupGPR
+from ecdlib.models.stacked import COVERAGE
+
+#: What is left out together, see :func:`without_cluster`; the first says how wide intervals are.
+CLUSTERS: tuple[Literal["random", "prototypes", "pairs"], ...] = ("random", "prototypes", "pairs")
 
 
 def as_chgcars(names: list[str]) -> Iterator[ChargeDensity | None]:
@@ -137,12 +143,7 @@ def without_element(target: Literal["bulk_modulus", "shear_modulus", "formation_
         of what is learned (the square root of a modulus, √GPa; an energy, eV/atom) without the element's crystals and
         with five random folds of them left out; ``covered``, the share within the 95 % interval that five folds give.
     """
-    labels, table = load_targets(), crystal_table()
-    labels = labels[np.isfinite(labels[target])]
-    blocks = take({block: table[block] for block in STRUCTURE}, pd.Index(table["name"]).get_indexer(labels.index))
-    X = HalfPrecision(blocks_for(target, "structure")).fit(blocks)
-    y = scaled(labels[target].to_numpy(), LEARNABLE[target])
-    model = GroupGPR(X.groups).fit(X.transform(blocks), y)
+    _, blocks, y, model = _process(target)
     holds = np.asarray(blocks["elements"]) > 0
     fold = np.random.default_rng(0).integers(0, 5, len(y))
     seen, spread = model.cross_predict(fold)
@@ -159,3 +160,38 @@ def without_element(target: Literal["bulk_modulus", "shear_modulus", "formation_
             "covered": (miss <= half * width[mine]).mean(),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def without_cluster(target: Literal["bulk_modulus", "shear_modulus", "formation_energy"]) -> pd.DataFrame:
+    """Predictions for all labelled crystals whose relatives are left out together, in five folds.
+
+    The Gaussian process alone, from structures, as in :func:`without_element`.
+
+    Returns:
+        Columns scheme (``"random"``; ``"prototypes"``, whole prototypes at a time; ``"pairs"``, all crystals that hold
+        one of some pairs of elements, see :func:`ecdlib.learn.inputs.fits_of`), name, value, low, high, truth: the
+        intervals hold 95 % of the crystals of random folds.
+    """
+    labels, _, y, model = _process(target)
+    names, learned, half, rows = [str(name) for name in labels.index], LEARNABLE[target], 0.0, []
+    for scheme in CLUSTERS:
+        value, spread = np.full((2, len(y)), np.nan)
+        p = StudyParameters.checked({"scheme": scheme, "folds": 5}, source="clusters")
+        for f in fits_of(names, p):
+            found = model.cross_predict(np.where(f.train, -1, 0), only=0)
+            value[f.test], spread[f.test] = (x[f.test] for x in found)
+        half = half or float(np.quantile(np.abs(y - value) / spread, COVERAGE))
+        ends = [unscaled(value + s * half * spread, learned) for s in (0, -1, 1)]
+        table = pd.DataFrame(np.transpose(ends), columns=ENDS).assign(name=names, truth=labels[target].to_numpy())
+        rows.append(table.assign(scheme=scheme)[np.isfinite(value)])
+    return pd.concat(rows)[["scheme", "name", *ENDS, "truth"]]
+
+
+def _process(target: str) -> tuple[pd.DataFrame, dict[str, Any], Floats, GroupGPR]:
+    """Labelled crystals, their features and what is learned of them, and the process fitted to all of them."""
+    labels, table = load_targets(), crystal_table()
+    labels = labels[np.isfinite(labels[target])]
+    blocks = take({block: table[block] for block in STRUCTURE}, pd.Index(table["name"]).get_indexer(labels.index))
+    X = HalfPrecision(blocks_for(target, "structure")).fit(blocks)
+    y = scaled(labels[target].to_numpy(), LEARNABLE[target])
+    return labels, blocks, y, GroupGPR(X.groups).fit(X.transform(blocks), y)
