@@ -156,11 +156,13 @@ def fit_and_predict(
     X, Y = reduced(seen), reduced(asked)
     found = np.full(truth.shape, np.nan)
     for t, target in enumerate(TARGETS):
-        energy = target == "total_energy"
-        if energy and ("potential" in names or np.isnan(truth[:, t]).all()):
+        energy, labels = target == "total_energy", truth[f.train, t]
+        known = np.isfinite(labels)
+        if not known.any() or (energy and "potential" in names):
             continue
+        learned = labels[known] if energy else np.sqrt(np.maximum(labels[known], 0))
         model = GroupGPR(reduced.groups, subset=subset, steps=steps, seed=seed)
-        y = model.fit(X, truth[f.train, t] if energy else np.sqrt(np.maximum(truth[f.train, t], 0))).predict(Y)
+        y = model.fit(X[known], learned).predict(Y)
         found[f.test, t] = y if energy else np.maximum(y, 0) ** 2
     return found
 
