@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.provenance import provenance
+from ecdlib.base.resources import ROOT
 from ecdlib.book import parameters
+from ecdlib.book.build import reading_minutes
 from ecdlib.book.parameters import NOTEBOOKS, title
-from ecdlib.book.runs import execute, is_current, run_folder
+from ecdlib.book.runs import execute, is_current, notebook_path, run_folder
 from ecdlib.course.data import SESSIONS
 from ecdlib.course.exercises import KINDS, Exercise, exercises, prepared, solve, student_version
 from ecdlib.course.slides import write_slides as write_slides  # a part of the book's Course
 from ecdlib.course.texts import MARKS, TEXTS, load_questions, load_sessions
 
 #: Stand-ins of the texts for what is generated.
-TABLE_OF_SESSIONS, TABLE_OF_TIMES = "<!-- sessions -->", "<!-- times -->"
+TABLE_OF_SESSIONS, TABLE_OF_TIMES, ADDRESS = "<!-- sessions -->", "<!-- times -->", "<!-- address -->"
 
 
 def questions_html(page: str) -> str:
@@ -83,12 +86,14 @@ def session_page(session: dict[str, Any], times: dict[str, Any], solutions: bool
     for minutes, what in session["plan"]:
         text.append(f"| {_clock(at)} | {minutes} | {what} |")
         at += minutes
-    text += ["", "## Pages", "", "| page | computed in |", "| --- | --- |"]
+    text += ["", "## Pages", "", "| page | to read | computed in |", "| --- | --- | --- |"]
     for page in session["pages"]:
         if page in NOTEBOOKS:
-            text.append(f"| [{_title(page)}](../{page}.ipynb) | {_seconds(times['chapters'].get(page))} |")
+            minutes = reading_minutes(nbformat.read(notebook_path(page), as_version=4))
+            computed = _seconds(times["chapters"].get(page))
+            text.append(f"| [{_title(page)}](../{page}.ipynb) | {minutes} min | {computed} |")
         else:
-            text.append(f"| [{page.capitalize()}](../{page}.md) | with the others |")
+            text.append(f"| [{page.capitalize()}](../{page}.md) | | with the others |")
     text += ["", "Live in the session:", "", "| command | takes |", "| --- | --- |"]
     text += [f"| `{command}` | {_seconds(times['live'].get(command))} |" for command in session["live"]]
     text += ["", "## Exercises", "", session["assignment"], ""]
@@ -138,6 +143,12 @@ def table_of_times(times: dict[str, Any]) -> str:
     return "\n".join([*text, "", _measured(times)])
 
 
+def address() -> str:
+    """Where the repository can be cloned from: ``repository: url`` of ``_config.yml``, else a word for it."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    return str(config.get("repository", {}).get("url") or "ADDRESS")
+
+
 def write_pages(folder: Path, solutions: bool = False) -> dict[str, list[str]]:
     """Write the pages of the course.
 
@@ -157,6 +168,7 @@ def write_pages(folder: Path, solutions: bool = False) -> dict[str, list[str]]:
     for name in ("index", "teachers"):
         text = (TEXTS / f"{name}.md").read_text(encoding="utf-8")
         text = text.replace(TABLE_OF_SESSIONS, table_of_sessions(times)).replace(TABLE_OF_TIMES, table_of_times(times))
+        text = text.replace(ADDRESS, address())
         (target / f"{name}.md").write_text(text, encoding="utf-8")
     beneath: dict[str, list[str]] = {}
     for session in load_sessions():
