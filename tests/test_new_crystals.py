@@ -15,6 +15,7 @@ from ecdlib.learn.answer import structure_model
 from ecdlib.learn.new_crystals import load_new_crystals
 
 
+@pytest.mark.filterwarnings("ignore:No Pauling")
 def test_no_formula_stands_in_a_list():
     known = {*load_crystals()["formula"], *load_matbench_elasticity()["formula"]}
     known |= {s.composition.reduced_formula for s in load_structures().values()}
