@@ -174,7 +174,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"{mb(extras['none']['bytes'])}, {extras['none']['packages']} packages",
             f"{mb(theirs['bytes'])}, {theirs['packages']} packages (with itself)",
         ),
-        ("import", s(found["import"]), s(theirs["import"])),
+        ("import", f"{s(found['import'])}; names are loaded when they are first used", s(theirs["import"])),
         ("properties of a structure", f"{found['properties']}", "22, of a VASP density"),
         ("from a CHGCAR of 96³ voxels", ours, f"55 descriptors: {s(theirs['55 descriptors'])}"),
         ("takes", "structures; densities of any code (CHGCAR, cube, npz), pymatgen and ASE objects", "VASP densities"),
