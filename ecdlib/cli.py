@@ -838,6 +838,24 @@ def course_list() -> None:
     _table([asdict(e) for e in exercises()], ["session", "name", "kind", "minutes", "points", "by_hand", "title"])
 
 
+@course_app.command("slides")
+def course_slides(
+    session: Annotated[
+        list[str] | None, typer.Option(help="only this session, for example session_2; may be repeated")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--folder", help="where to write")] = Path("_build/course/lecture"),
+) -> None:
+    """Write the slides and a printable handout of each session; chapters that they show are run first, if need be."""
+    from ecdlib.course.data import SESSIONS
+    from ecdlib.course.slides import write_lecture
+
+    unknown = [name for name in session or [] if name not in SESSIONS]
+    if unknown:
+        raise EcdError(unknown[0], "is not a session of the course", f"Choose one of: {', '.join(SESSIONS)}.")
+    for page in write_lecture(folder, session or SESSIONS):
+        print(page)
+
+
 @course_app.command("make")
 def course_make(
     session: Annotated[

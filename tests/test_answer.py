@@ -14,7 +14,7 @@ from ecdlib.density.io import write_chgcar
 from ecdlib.density.store import load_density
 from ecdlib.density.superpose import structure_of, superpose
 from ecdlib.features import sevennet
-from ecdlib.learn.answer import _left_out, answer, density_share, read_crystal, structure_model
+from ecdlib.learn.answer import _left_out, answer, density_share, predictions, read_crystal, structure_model
 from ecdlib.learn.any_crystal import from_moduli
 
 NEW = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.1), ["Sc", "Te"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -115,6 +115,8 @@ def test_a_training_crystal_needs_no_potential_to_be_answered_with_it():
     alone, both = (values(answer(read_structure("GeO2_136"), potential=p).records) for p in (False, True))
     assert alone["bulk modulus"] != both["bulk modulus"]
     assert {"C11", "C12", "C44"} <= set(both), "the potential's tensor knows the orientation"
+    from_python = predictions("GeO2_136", potential=True).set_index("property")["value"]
+    assert from_python["C11"] == both["C11"]
     density = answer(load_density("LiH_225"), potential=True)
     models = {r["property"]: r["model"] for r in density.records}
     assert models["total energy"] == "density-gpr-portable"

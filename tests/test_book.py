@@ -18,8 +18,8 @@ from ecdlib.book import build as book
 from ecdlib.book import parameters, runs
 from ecdlib.book.artifacts import load_artifacts
 from ecdlib.book.parameters import NOTEBOOKS
-from ecdlib.course import pages
-from ecdlib.course.pages import load_questions
+from ecdlib.course import pages, pictures
+from ecdlib.course.texts import load_questions
 
 GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::[^`]*)?`")
 
@@ -76,6 +76,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(book, "PAGES", root / "book" / "executed")
         patch.setattr(runs, "BUILD", root / "_build")
         patch.setattr(book, "execute", lambda name, values, **_: (stand_in(name, root / "runs" / name), True))
+        patch.setattr(pictures, "svg", lambda name: f"data:image/png;base64,{picture()}")
         patch.setattr(book, "available_cores", lambda: 1)  # processes of their own would not know this
         patch.setattr(book, "finished_runs", lambda: [("baseline", varied, variant, True)])
         patch.setenv("PYTHONPATH", str(ROOT))

@@ -13,7 +13,7 @@ import pytest
 from ecdlib.base.resources import ROOT
 from ecdlib.book.artifacts import VERDICTS, load_artifacts
 from ecdlib.book.runs import covered_artifacts, current_scoreboard
-from ecdlib.course.pages import load_questions
+from ecdlib.course.texts import load_questions
 
 pytestmark = pytest.mark.browser
 
@@ -116,7 +116,7 @@ def test_questions_answer_without_any_script(browser: Any, html: Path) -> None:
 
 def test_slides_work_offline_and_fit_their_frame(browser: Any, html: Path) -> None:
     shots = ROOT / "_build" / "screenshots"
-    for path in sorted((html / "_static/slides").glob("*.html")):
+    for path in sorted((html / "_static/slides").glob("session_?.html")):
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         problems: list[str] = []
         page.on("console", lambda m, p=problems: p.append(m.text) if m.type == "error" else None)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import shlex
 from itertools import pairwise
 
+import nbformat
 import pytest
 
 from ecdlib.book import parameters
+from ecdlib.book.build import PACE, reading_minutes
 from ecdlib.book.parameters import NOTEBOOKS
+from ecdlib.book.runs import notebook_path
+from ecdlib.course.answers import FIELD, RUBRIC, insert, load_answers
 from ecdlib.course.data import SESSIONS
 from ecdlib.course.exercises import exercises
-from ecdlib.course.pages import load_questions, load_sessions, load_times, questions_html, session_page
+from ecdlib.course.pages import load_times, questions_html, session_page
+from ecdlib.course.texts import load_questions, load_sessions
 
 pytestmark = pytest.mark.course
 
@@ -21,6 +26,7 @@ def test_sessions_are_planned_to_the_minute():
     for session in load_sessions():
         assert sum(minutes for minutes, _ in session["plan"]) == 90, session["name"]
         assert 3 <= len(session["goals"]) <= 6
+        assert all(goal[0].islower() for goal in session["goals"]), "a goal continues 'After this session you can'"
         assert session["prerequisites"]
         assert session["assignment"]
         assert len(session["mistakes"]) >= 4
@@ -59,6 +65,35 @@ def test_the_right_answer_is_not_always_at_the_same_place_or_the_longest():
     assert max(places.count(place) for place in set(places)) < 0.6 * len(places)
     longest = [max(q["answers"], key=lambda a: len(a["text"]))["right"] for q in questions]
     assert sum(longest) < 0.6 * len(longest)
+
+
+def test_every_open_question_has_a_good_and_a_middling_answer():
+    answers = load_answers()
+    assert set(answers) == {f"{e.session}/{e.name}" for e in exercises() if e.kind == "open"}
+    for e in exercises():
+        nb = nbformat.read(e.path, as_version=4)
+        before = len(nb.cells)
+        insert(nb, f"{e.session}/{e.name}")
+        if e.kind != "open":
+            assert len(nb.cells) == before
+            continue
+        entry = answers[f"{e.session}/{e.name}"]
+        rubric = next(c.source for c in nb.cells if c.metadata.get("nbgrader", {}).get("grade_id") == entry["cell"])
+        best = [int(marks) for marks in RUBRIC.findall(rubric)]
+        assert [a["level"] for a in entry["answers"]] == ["good", "middling"]
+        for answer, (low, high) in zip(entry["answers"], ((0.7, 1), (0.35, 0.6)), strict=True):
+            given = [marks for marks, _ in answer["marked"]]
+            assert all(0 <= marks <= most for marks, most in zip(given, best, strict=True))
+            assert low <= sum(given) / sum(best) <= high, (e.name, answer["level"])
+            assert FIELD.search(answer["text"]), "numbers are those of a run"
+        compile(nb.cells[-1].source, e.name, "exec")
+
+
+def test_chapters_say_how_long_they_take_to_read():
+    minutes = [reading_minutes(nbformat.read(notebook_path(name), as_version=4)) for name in NOTEBOOKS]
+    assert all(1 <= n <= 30 for n in minutes)
+    words = nbformat.v4.new_markdown_cell("word " * 3 * PACE + "$$ " + "x " * PACE + "$$")
+    assert reading_minutes(nbformat.v4.new_notebook(cells=[words])) == 3
 
 
 def test_times_were_measured_for_all_that_a_class_runs_and_stand_in_the_pages():

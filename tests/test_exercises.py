@@ -16,7 +16,7 @@ from IPython.display import display
 from ecdlib.book.parameters import NOTEBOOKS
 from ecdlib.course.data import SESSIONS
 from ecdlib.course.exercises import KINDS, exercises, prepared, student_version
-from ecdlib.course.pages import load_sessions
+from ecdlib.course.texts import load_sessions
 
 EXERCISES = exercises()
 IDS = [f"{e.session}/{e.name}" for e in EXERCISES]

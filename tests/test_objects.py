@@ -33,6 +33,7 @@ SPIN = str(data_folder() / "vasp" / "CHGCAR.Li_spin.gz")
 TRANSFORMERS = [
     ecd.Autocorrelation(size=5),
     ecd.Quantiles(),
+    ecd.Descriptors(),
     ecd.Invariants(),
     ecd.Composition(),
     ecd.CrystalFeatures(),

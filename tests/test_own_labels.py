@@ -16,9 +16,13 @@ from typer.testing import CliRunner
 from ecdlib.base.errors import EcdError
 from ecdlib.cli import app
 from ecdlib.data.tables import load_structures
+from ecdlib.density.io import write_chgcar, write_cube, write_npz
+from ecdlib.density.store import load_densities, load_density, write_store
 from ecdlib.learn.answer import answer
+from ecdlib.learn.any_crystal import Learned
 from ecdlib.learn.model_file import load_model
-from ecdlib.learn.own_labels import FEWEST, read_labels, train_on_labels
+from ecdlib.learn.own_labels import FEWEST, beyond, read_labels, stretched, train_on_labels, wider
+from ecdlib.learn.protocol import grouped_folds
 
 
 @cache
@@ -53,9 +57,14 @@ def test_a_table_is_checked_before_the_work(tmp_path: Path) -> None:
     assert "is no table" in refused('a,b\n1,2,3\n"', tmp_path)
     assert "has no column 'K'. Name one with --column: density (g/cm3)" in refused(table(), tmp_path, column="K")
     assert "has 2 columns of numbers" in refused(table(other=1.0), tmp_path)
-    assert "no number in 'density (g/cm3)' in row 5." in refused(
+    assert "no number in 'density (g/cm3)' in row 5, which holds nothing." in refused(
         changed(3, "density (g/cm3)", None), tmp_path, column="density (g/cm3)"
     )
+    text = refused(changed(1, "density (g/cm3)", "3.4 g"), tmp_path)
+    assert "has no number in 'density (g/cm3)' in row 3, which holds '3.4 g'. Write a plain number" in text
+    words = refused(table().astype(str).assign(**{"density (g/cm3)": "heavy"}), tmp_path)
+    assert "in rows 2, 3, 4, 5, 6, ..., the first of which holds 'heavy'" in words
+    assert "Add one with the labels" in refused(table()[["crystal"]], tmp_path)
     assert f"At least {FEWEST}" in refused(table()[:10], tmp_path)
     assert "same label in every row" in refused(table().assign(**{"density (g/cm3)": 2.0}), tmp_path)
     assert "unit of 'rho' is not known. Say it: --unit" in refused(
@@ -77,6 +86,42 @@ def test_crystals_are_files_names_and_texts(tmp_path: Path) -> None:
     data = read_labels(tmp_path / "mine.csv")
     assert data.unit == "eV/atom", "of a property that is known here"
     assert [s.composition.reduced_formula for s in data.structures[:2]] == ["CaO", "CaO"]
+
+
+def test_files_of_densities_serve_like_those_of_structures(tmp_path: Path) -> None:
+    stems = [name for name in names() if name in load_densities("cubic")][:4]
+    write_npz(load_density(stems[0]), tmp_path / "a.npz")
+    write_cube(load_density(stems[1]), tmp_path / "b.cube")
+    write_chgcar(load_density(stems[2]), tmp_path / "CHGCAR")
+    write_store(tmp_path / "c.h5", [load_density(stems[3])])
+    files = ["a.npz", "b.cube", "CHGCAR", f"c.h5::{stems[3]}"]
+    own = dict(zip(stems, files, strict=True))
+    table().assign(crystal=[own.get(name, name) for name in names()]).to_csv(tmp_path / "mine.csv", index=False)
+    found = read_labels(tmp_path / "mine.csv").structures
+    for name in stems:
+        structure = found[names().index(name)]
+        known = load_structures()[name]
+        assert structure.composition.reduced_formula == known.composition.reduced_formula
+        assert structure.volume / len(structure) == pytest.approx(known.volume / len(known), rel=1e-3)
+
+
+def test_intervals_are_as_wide_as_unseen_crystals_need() -> None:
+    learned = Learned("GPa", "log")
+    value = np.full(200, 10.0)
+    labels = value * np.exp(np.random.default_rng(0).normal(0, 0.2, 200))
+    low, high = value * np.exp(-0.2), value * np.exp(0.2)  # one standard deviation, where 1.96 are needed
+    factor = wider(beyond(labels, value, low, high, learned))
+    assert factor == pytest.approx(1.96, rel=0.1)
+    wide = stretched(np.stack([value, low, high], axis=1), factor, learned)
+    assert wide[0, 2] == pytest.approx(10 * np.exp(0.2 * factor), rel=1e-5)
+    assert ((wide[:, 1] <= labels) & (labels <= wide[:, 2])).mean() == pytest.approx(0.955, abs=0.006)
+
+
+def test_all_of_a_group_are_in_one_fold() -> None:
+    group = np.array(["a", "b", "a", "c", "d", "b"])
+    fold = grouped_folds(group, 3, 0)
+    assert all(len(set(fold[group == g])) == 1 for g in "abcd")
+    assert set(fold) == {0, 1, 2}
 
 
 def test_a_model_of_own_labels_predicts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -229,15 +229,16 @@ def _obey(connection: Connection, seconds: float, memory: int) -> None:
 
         used = int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    alarm = getattr(signal, "alarm", lambda seconds: 0)  # not on Windows
     while True:
         try:
             work, arguments = connection.recv()
         except EOFError:
             return
-        signal.alarm(int(seconds) + 60)  # ends the process if nothing else is left to do so
+        alarm(int(seconds) + 60)  # ends the process if nothing else is left to do so
         try:
             answer = True, work(*arguments)
         except Exception as error:
             answer = False, error
-        signal.alarm(0)
+        alarm(0)
         connection.send(answer)

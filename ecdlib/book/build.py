@@ -25,6 +25,8 @@ from ecdlib.book.runs import BUILD, current_scoreboard, execute, finished_runs
 from ecdlib.book.scoreboard import front_findings, scoreboard_page
 
 PAGES = ROOT / "book" / "executed"
+#: Words that one reads in a minute, of a text with formulas and figures.
+PACE = 200
 #: Beneath the pages: what the front page includes.
 FRONT = "front"
 
@@ -124,7 +126,7 @@ def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> No
 
     Args:
         variant: goes into its title.
-        questions: go to its end.
+        questions: go to its end; a page with them also says how long it takes to read.
     """
     nb = nbformat.read(folder / "executed.ipynb", as_version=4)
     if variant:
@@ -140,8 +142,23 @@ def _page(folder: Path, name: str, variant: str = "", questions: str = "") -> No
         if not {"parameters", "injected-parameters"}.isdisjoint(tags):  # the table of parameters shows them
             cell.metadata["tags"] = [*(tag for tag in tags if tag != "hide-input"), "remove-input"]
     if questions:
+        head, _, rest = nb.cells[0].source.partition("\n")
+        nb.cells[0].source = f"{head}\n\n*{reading_minutes(nb)} minutes to read*\n{rest}"
         nb.cells.append(nbformat.v4.new_markdown_cell(questions))
     nbformat.write(nb, PAGES / f"{name}.ipynb")
+
+
+def reading_minutes(nb: nbformat.NotebookNode) -> int:
+    """How long a chapter's prose and captions take to read; code, formulas, directives and addresses do not count."""
+    captions = [cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "") for cell in nb.cells]
+    prose = [cell.source for cell in nb.cells if cell.cell_type == "markdown"]
+    text = re.sub(
+        r"```.*?```|\$\$.*?\$\$|\$[^$]+\$|\]\([^)]*\)|^:.*$|\{[\w:]+\}",
+        " ",
+        "\n".join(prose + captions),
+        flags=re.S | re.M,
+    )
+    return max(1, round(len(re.findall(r"[^\W\d_]{2,}", text)) / PACE))
 
 
 def _picture(folder: Path) -> str:

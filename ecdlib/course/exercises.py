@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.base.resources import is_unchanged
 from ecdlib.book.runs import BUILD, code_key
+from ecdlib.course import answers
 from ecdlib.course.data import EXERCISES, SESSIONS, Data
 
 #: Folder in which nbgrader finds the course.
@@ -165,6 +166,8 @@ def solve(
 ) -> tuple[Path, bool]:
     """The executed solution, ``solutions/SESSION/NAME.ipynb``, from the cache if nothing has changed.
 
+    Below an open question stand its sample answers (:mod:`ecdlib.course.answers`).
+
     Returns:
         Its path and whether it came from the cache. The notebook's metadata say how many seconds it took.
 
@@ -172,6 +175,7 @@ def solve(
         EcdError: a cell of the solution fails.
     """
     nb = prepared(exercise, data, student="0")
+    answers.insert(nb, f"{exercise.session}/{exercise.name}")
     key = code_key(nb)
     path = folder / "solutions" / exercise.session / f"{exercise.name}.ipynb"
     if not force and path.is_file():
@@ -186,6 +190,7 @@ def solve(
     if failed := errors_in(nb):
         name, why = next(iter(failed.items()))
         raise EcdError(exercise.path, f"the solution fails in cell {name} ({why})", "Correct the exercise.")
+    answers.fill(nb)
     nb.metadata["ecdlib"] = {"key": key, "reads": reads, "seconds": round(seconds, 1), "data": data}
     with atomic_write(path) as temporary:
         nbformat.write(nb, temporary)

@@ -27,6 +27,7 @@ from ecdlib.features.collection import FeatureSettings
 from ecdlib.features.collection import featurize as standard_features
 from ecdlib.features.composition import magpie_features, magpie_labels
 from ecdlib.features.crystal import crystal_features, log_invariants
+from ecdlib.features.descriptors import UNITS, density_descriptors, structure_descriptors
 from ecdlib.features.invariants import DEGREES, RADII, density_invariants, structure_invariants
 from ecdlib.features.potential import tensor_features
 from ecdlib.features.sevennet import potential_tensors
@@ -46,6 +47,13 @@ def as_density(crystal: Any, convention: Target = "gpaw") -> ChargeDensity:
 def as_structure(crystal: Any) -> Structure:
     """The structure of a density, or what :func:`ecdlib.data.structures.read_structure` reads."""
     return structure_of(crystal) if isinstance(crystal, ChargeDensity) else read_structure(crystal)
+
+
+def _holds_density(crystal: Any) -> bool:
+    """Whether there is more than superposed atoms, which say no more than the structure."""
+    if isinstance(crystal, ChargeDensity):
+        return not (crystal.convention or "").startswith(SUPERPOSED)
+    return isinstance(crystal, (str, os.PathLike))
 
 
 class Features(BaseFeaturizer):
@@ -171,9 +179,7 @@ class Invariants(Features):
 
     def featurize(self, crystal: Any) -> Floats:
         """``(121,)``."""
-        if isinstance(crystal, ChargeDensity) and (crystal.convention or "").startswith(SUPERPOSED):
-            crystal = structure_of(crystal)
-        if isinstance(crystal, (ChargeDensity, str, os.PathLike)):
+        if _holds_density(crystal):
             return log_invariants(density_invariants(to_convention(as_density(crystal), self.convention)))
         return log_invariants(structure_invariants(as_structure(crystal).get_reduced_structure(), self.convention))
 
@@ -181,6 +187,35 @@ class Invariants(Features):
         """``ln p0(r)`` and ``ln p2/p0(r)``, r in Å."""
         others = [f"ln p{degree}/p0({r:g})" for degree in DEGREES[1:] for r in RADII[1:]]
         return [f"ln p0({r:g})" for r in RADII] + others
+
+
+@dataclass(eq=False, repr=False)
+class Descriptors(Features):
+    """Named numbers of a density: its mean, its correlation length, what it is in bonds and in holes.
+
+    Of a structure those of its superposed atoms. See :mod:`ecdlib.features.descriptors`.
+
+    Args:
+        convention: to which a density is converted, or in which atoms are superposed.
+
+    Example:
+        >>> from ecdlib.density.store import load_density
+        >>> Descriptors().set_output(transform="pandas").transform([load_density("LiH_225")])["mean (e/Å³)"].round(3)
+        0    0.123
+        Name: mean (e/Å³), dtype: float64
+    """
+
+    convention: Target = "chemical"
+
+    def featurize(self, crystal: Any) -> Floats:
+        """``(14,)``."""
+        if _holds_density(crystal):
+            return density_descriptors(as_density(crystal), self.convention).to_numpy()
+        return structure_descriptors(as_structure(crystal), self.convention).to_numpy()
+
+    def feature_labels(self) -> list[str]:
+        """Names and units."""
+        return [name if unit == "1" else f"{name} ({unit})" for name, unit in UNITS.items()]
 
 
 @dataclass(eq=False, repr=False)

@@ -326,13 +326,17 @@ def table(answers: Sequence[Answer]) -> pd.DataFrame:
 
 
 def predictions(
-    crystal: Any, model: str | os.PathLike[str] = AUTO, calibration: str | os.PathLike[str] | None = None
+    crystal: Any,
+    model: str | os.PathLike[str] = AUTO,
+    calibration: str | os.PathLike[str] | None = None,
+    potential: bool = False,
 ) -> pd.DataFrame:
     """Properties of one crystal, one a row.
 
     Args:
         crystal: what :func:`read_crystal` takes: a density, a structure (pymatgen or ASE), or a file of either.
-        model, calibration: see :func:`answer`.
+        model, calibration, potential: see :func:`answer`; ``potential=True`` is ``--with sevennet`` of
+            ``ecd predict``.
 
     Returns:
         Columns ``file``, ``property``, ``value``, ``std``, ``low`` and ``high`` (95 %), ``unit``, ``model``,
@@ -348,7 +352,7 @@ def predictions(
         >>> ecd.predict(rocksalt).set_index("property").loc["bulk modulus", "unit"]
         'GPa'
     """
-    return table([answer(read_crystal(crystal), model, calibration)])
+    return table([answer(read_crystal(crystal), model, calibration, potential)])
 
 
 def named(done: Answer, file: str) -> Answer:

@@ -213,6 +213,7 @@ class PropertyModel:
         reference: Floats | None = None,
         seed: int = 0,
         scaler: BlockScaler | None = None,
+        fold: NDArray[Any] | None = None,
     ) -> Self:
         """Fit to crystals that have all blocks and a label.
 
@@ -222,6 +223,7 @@ class PropertyModel:
             reference: labels of the energy that this one is like, NaN where unknown ``(n,)``.
             seed: of the inner folds and the trees.
             scaler: see :meth:`ecdlib.models.stacked.StackedModel.fit`.
+            fold: inner fold of each crystal ``(n,)``; drawn at random if None.
         """
         learned = self.learned
         self.of_elements = np.zeros(blocks["elements"].shape[1])
@@ -232,7 +234,8 @@ class PropertyModel:
         settings = ({"subset": 1600} if learned.separate else {}) | ({} if learned.outliers else {"freedom": None})
         names, power = blocks_for(self.target, self.inputs), 2 if learned.probability else 1
         self.stacked = StackedModel(names, learned.separate, power, seed, **settings | self.settings)
-        self.stacked.fit(blocks, x, fold_numbers(len(y), INNER_FOLDS, seed), scaler)
+        fold = fold_numbers(len(y), INNER_FOLDS, seed) if fold is None else fold
+        self.stacked.fit(blocks, x, fold, scaler)
         return self
 
     def _answer(self, blocks: Mapping[str, Any], x: Floats, spread: Floats) -> Floats:

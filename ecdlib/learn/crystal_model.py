@@ -229,6 +229,7 @@ def fit_property(
     member: NDArray[np.bool_],
     settings: Mapping[str, Any],
     learned: Learned | None = None,
+    fold: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """What the file keeps of one property.
 
@@ -237,17 +238,18 @@ def fit_property(
         member: see :func:`ecdlib.learn.intervals.membership`.
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
         learned: how, of a property that is not in :data:`ecdlib.learn.any_crystal.LEARNABLE`.
+        fold: inner fold of each crystal with a label; drawn at random if None.
     """
     rows = np.flatnonzero(np.isfinite(labels[target].to_numpy()))
     seen, y = take(blocks, rows), labels[target].to_numpy()[rows]
     learned = learned or LEARNABLE[target]
     like = labels[learned.like].to_numpy()[rows] if learned.like else None
     model = PropertyModel(target, inputs, learned, **settings)
-    model.fit(seen, y, like, scaler=scaler.part(blocks_for(target, inputs)))
+    fold = fold_numbers(len(rows), INNER_FOLDS, 0) if fold is None else fold
+    model.fit(seen, y, like, scaler=scaler.part(blocks_for(target, inputs)), fold=fold)
     stacked, process = model.stacked, model.stacked.process
-    fold = fold_numbers(len(rows), INNER_FOLDS, 0)
     spread = np.empty(len(rows))
-    for k in range(INNER_FOLDS):
+    for k in np.unique(fold):
         part, rest = fold == k, fold != k
         training = process.scaled_training
         spread[part] = local_spread(

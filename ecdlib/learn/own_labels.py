@@ -21,12 +21,15 @@ from ecdlib.base.pieces import in_pieces
 from ecdlib.base.resources import sha256
 from ecdlib.data.structures import parse_structure, read_structure
 from ecdlib.density.core import Floats
+from ecdlib.density.io import read_density
+from ecdlib.density.superpose import structure_of
 from ecdlib.features.crystal import HEAVIEST, crystal_features
-from ecdlib.learn.any_crystal import LEARNABLE, STRUCTURE, Learned, PropertyModel, take
+from ecdlib.learn.any_crystal import INNER_FOLDS, LEARNABLE, STRUCTURE, Learned, PropertyModel, scaled, take, unscaled
 from ecdlib.learn.crystal_model import HalfPrecision, fit_property, shared_arrays, space_group, standard
 from ecdlib.learn.evaluation import scores
 from ecdlib.learn.intervals import membership
-from ecdlib.learn.protocol import fold_numbers, folds_of, joined, run_fits
+from ecdlib.learn.protocol import folds_of, grouped_folds, joined, run_fits
+from ecdlib.models.stacked import COVERAGE
 
 #: Fewer crystals do not tell a model from a guess.
 FEWEST = 30
@@ -60,8 +63,9 @@ def read_labels(path: str | os.PathLike[str], column: str = "", unit: str = "") 
     """Read and check a CSV file with one crystal a row.
 
     Args:
-        path: a column of files (relative to the CSV), names of labelled crystals, or texts (CIF, POSCAR, pymatgen's
-            JSON): one of :data:`CRYSTALS`, or the first; and a column of numbers.
+        path: a column of files of structures or densities (relative to the CSV), names of labelled crystals, or texts
+            (CIF, POSCAR, pymatgen's JSON): one of :data:`CRYSTALS`, or the first; and a column of numbers. Of a density
+            its structure is taken.
         column: of the numbers; may be left out if only one column holds numbers.
         unit: of the numbers; may be left out if the column is called like ``K (GPa)`` or like a property that is known
             here. ``"1"`` for pure numbers.
@@ -76,14 +80,23 @@ def read_labels(path: str | os.PathLike[str], column: str = "", unit: str = "") 
     except (ValueError, UnicodeDecodeError) as error:
         raise EcdError(path, f"is no table ({error})", "Give a CSV file with a line of column names.") from error
     crystals = next((c for c in table.columns if str(c).lower() in CRYSTALS), table.columns[0])
-    numeric = [c for c in table.columns if c != crystals and pd.api.types.is_numeric_dtype(table[c])]
-    column = column or (numeric[0] if len(numeric) == 1 else "")
-    if column not in table.columns or column == crystals:
+    others = {str(c): pd.to_numeric(table[c], errors="coerce") for c in table.columns if c != crystals}
+    shares = {name: float(np.isfinite(values).mean()) for name, values in others.items()}
+    numeric = [name for name, share in shares.items() if share == 1] or [
+        n for n, share in shares.items() if share > 0.5
+    ]
+    column = column or (numeric[0] if len(numeric) == 1 else next(iter(others)) if len(others) == 1 else "")
+    if column not in others:
         what = f"has no column '{column}'" if column else f"has {len(numeric)} columns of numbers"
-        raise EcdError(path, what, f"Name one with --column: {', '.join(c for c in table.columns if c != crystals)}.")
-    labels = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
+        remedy = f"Name one with --column: {', '.join(others)}." if others else "Add one with the labels."
+        raise EcdError(path, what, remedy)
+    labels = others[column].to_numpy(dtype=float)
     if (bad := np.flatnonzero(~np.isfinite(labels))).size:
-        raise EcdError(path, f"has no number in '{column}' in {_rows(bad)}", "Leave these rows out.")
+        held = table[column].iloc[int(bad[0])]
+        shown = "nothing" if pd.isna(held) else f"'{str(held)[:40]}'"
+        what = f"has no number in '{column}' in {_rows(bad)}, which holds {shown}"
+        what = what.replace(", which holds", ", the first of which holds") if bad.size > 1 else what
+        raise EcdError(path, what, "Write a plain number, as 12.5, or leave the row out.")
     if len(table) < FEWEST:
         raise EcdError(path, f"holds {len(table)} crystals", f"At least {FEWEST} are needed.")
     if np.ptp(labels) < 1e-9 * np.abs(labels).max():
@@ -111,12 +124,23 @@ def _crystal(text: str, row: int, path: Path) -> Structure:
         if "\n" in text or text.lstrip().startswith("{"):
             found = read_structure(parse_structure(text))
         else:
-            found = read_structure(file if file.is_file() else text)
+            found = _read(file if file.is_file() or "::" in text else text)
     except (EcdError, ValueError, OSError) as error:
         raise EcdError(f"{path}, {_rows([row])}", f"{error}", "Leave the row out, or correct it.") from error
     if heavy := sorted({site.specie.symbol for site in found if site.specie.Z > HEAVIEST}):
         raise EcdError(f"{path}, {_rows([row])}", f"holds {', '.join(heavy)}", "Elements up to Pu are known here.")
     return found
+
+
+def _read(source: Path | str) -> Structure:
+    """The structure of a file of either kind, or of a name."""
+    try:
+        return read_structure(source)
+    except EcdError as error:
+        try:
+            return structure_of(read_density(source))
+        except EcdError:
+            raise error from None
 
 
 def _formula(structure: Structure) -> str:
@@ -143,7 +167,8 @@ def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = T
     """Train, cross-validate and write a model that ``ecd predict --model`` takes; resumes.
 
     The model is that of :class:`ecdlib.learn.any_crystal.PropertyModel`, on structures alone. All crystals of one
-    formula are in the same fold of the cross-validation, so that no polymorph gives an answer away.
+    formula are in the same fold, inner or outer, so that no polymorph gives an answer away. Intervals are as wide as
+    the cross-validation says they must be (:func:`wider`).
 
     Args:
         source: file of the table, whose hash stands in the provenance.
@@ -151,10 +176,11 @@ def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = T
 
     Returns:
         ``MAE``, ``RMSE``, ``R2`` of the cross-validation, ``MAE of the mean`` (of the training crystals, as a model
-        that knows nothing), ``within`` (share of labels within the 95 % interval), ``crystals``.
+        that knows nothing), ``within`` (share of labels within the 95 % interval, whose width is that of the other
+        folds), ``crystals``.
     """
-    formulas, group = np.unique([_formula(s) for s in data.structures], return_inverse=True)
-    fold = fold_numbers(len(formulas), min(FOLDS, len(formulas)), 0)[group]
+    formulas = np.array([_formula(s) for s in data.structures])
+    fold, inner = grouped_folds(formulas, FOLDS, 0), grouped_folds(formulas, INNER_FOLDS, 1)
     parameters = {"labels": sha256(source), "column": data.column, "unit": data.unit}
     labels, learned = data.labels, data.learned
     with in_pieces(out, "ecd train", parameters) as pieces:
@@ -167,7 +193,8 @@ def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = T
         blocks = {name: np.concatenate([part[name] for part in parts]) for name in STRUCTURE}
 
         def fit(f: Any) -> dict[str, Floats]:
-            model = PropertyModel(data.column, learned=learned).fit(take(blocks, f.train), labels[f.train])
+            model = PropertyModel(data.column, learned=learned)
+            model.fit(take(blocks, f.train), labels[f.train], fold=inner[f.train])
             predicted = np.full((len(labels), 4), np.nan)
             predicted[f.test, :3], predicted[f.test, 3] = model.predict(take(blocks, f.test)), labels[f.train].mean()
             return {"predicted": predicted}
@@ -177,13 +204,16 @@ def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = T
         value, low, high, mean = joined(pieces, fits).T
         found = pd.Series(scores(labels, value)).drop("NMAE")
         found["MAE of the mean"] = np.abs(labels - mean).mean()
-        found["within"] = ((low <= labels) & (labels <= high)).mean()
+        ratio = beyond(labels, value, low, high, learned)
+        found["within"] = float((ratio <= [wider(ratio[fold != k]) for k in fold]).mean())
         found["crystals"] = len(labels)
         scaler = HalfPrecision(STRUCTURE).fit(blocks)
         frame = pd.DataFrame({data.column: labels}, index=_distinct_names(data.structures))
         member = membership([space_group(s) for s in data.structures], blocks["elements"])
-        piece = fit_property(data.column, "structure", frame, blocks, scaler, member, {}, learned)
+        piece = fit_property(data.column, "structure", frame, blocks, scaler, member, {}, learned, inner)
         del piece["ratio"]
+        piece["factors"][-1] += np.log(factor := wider(ratio))
+        piece["out of fold"] = stretched(piece["out of fold"], factor, learned)
         arrays = shared_arrays(frame.index.to_numpy(), blocks, scaler)
         arrays |= {f"{data.column}/{key}": value for key, value in piece.items()}
         meta: dict[str, Any] = {
@@ -195,6 +225,36 @@ def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = T
         meta |= {"errors": {data.column: found["MAE"]}, "provenance": pieces.provenance()}
         write_archive(out, arrays, meta)
     return found
+
+
+def beyond(labels: Floats, value: Floats, low: Floats, high: Floats, learned: Learned) -> Floats:
+    """How far each label lies from its prediction, in halves of its interval, on the scale that is learned ``(n,)``."""
+    y, x, below, above = (scaled(values, learned) for values in (labels, value, low, high))
+    return np.asarray(np.abs(y - x) / np.maximum(np.where(y < x, x - below, above - x), 1e-12))
+
+
+def wider(ratio: Floats) -> float:
+    """How much wider intervals must be to hold :data:`ecdlib.models.stacked.COVERAGE` of new crystals.
+
+    A model fitted to few crystals knows them too well, its inner folds included. The quantile is that of conformal
+    prediction: of n distances the (n + 1) · 0.95th smallest.
+
+    Args:
+        ratio: see :func:`beyond`, of crystals in folds that the models have not seen.
+
+    Example:
+        >>> wider(np.arange(1, 20) / 10), wider(np.arange(1, 40) / 10)
+        (1.9, 3.8)
+    """
+    level = min(1.0, np.ceil((len(ratio) + 1) * COVERAGE) / len(ratio))
+    return float(np.quantile(ratio, level, method="inverted_cdf"))
+
+
+def stretched(answers: Floats, factor: float, learned: Learned) -> Floats:
+    """Values, lows and highs ``(n, 3)`` with intervals that many times as wide, on the scale that is learned."""
+    value, low, high = (scaled(column, learned) for column in answers.T.astype(float))
+    ends = [value, value - factor * (value - low), value + factor * (high - value)]
+    return np.stack([unscaled(end, learned) for end in ends], axis=1).astype(np.float32)
 
 
 def _distinct_names(structures: Sequence[Structure]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,12 @@ def fold_numbers(n: int, folds: int, seed: int) -> NDArray[np.int8]:
     for k, (_, part) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(number)):
         number[part] = k
     return number
+
+
+def grouped_folds(group: Sequence[Any] | NDArray[Any], folds: int, seed: int) -> NDArray[np.int8]:
+    """The same for samples that belong together: all of one group are in the same fold."""
+    kinds, number = np.unique(np.asarray(group), return_inverse=True)
+    return fold_numbers(len(kinds), min(folds, len(kinds)), seed)[number]
 
 
 @dataclass(frozen=True)
