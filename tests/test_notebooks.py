@@ -104,6 +104,14 @@ def test_every_notebook_is_a_chapter_with_parameters():
     assert set(covered_artifacts()) <= set(load_artifacts())
 
 
+@pytest.mark.parametrize("name", sorted(parameters.NOTEBOOKS))
+def test_every_figure_of_a_chapter_is_cited_in_its_text(name):
+    cells = nbformat.read(runs.notebook_path(name), as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    figures = [cell.metadata["mystnb"]["figure"] for cell in cells if "figure" in cell.metadata.get("mystnb", {})]
+    assert [f["caption"] for f in figures if f"{{numref}}`{f.get('name')}`" not in text] == []
+
+
 def test_a_chapter_is_executed_once_and_a_variant_beside_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "BUILD", tmp_path)
     values = parameters.resolve("own_crystal", {}, "tiny")

@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import ecdlib as ecd
 from ecdlib.base.errors import EcdError
-from ecdlib.base.resources import data_folder
+from ecdlib.base.resources import ROOT, data_folder
 from ecdlib.density.cell import to_conventional
 from ecdlib.density.core import BOHR
 from ecdlib.features.crystal import crystal_features, log_invariants
@@ -148,6 +148,11 @@ REFUSED = {
     "check_mixin_order": "matminer's base class has its own order of bases",
     "check_estimator_sparse_tag": "nothing is fitted, so that fit refuses no input",
 }
+
+
+def test_the_page_names_what_is_refused() -> None:
+    page = (ROOT / "book" / "library.md").read_text()
+    assert all(f"`{name}`" in page for name in REFUSED)
 
 
 @named

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from pymatgen.core import Lattice, Structure
+from test_library_pages import notebook_to_try
 
 from ecdlib.base.resources import ROOT, data_folder
 from ecdlib.learn.answer import answer
@@ -102,6 +103,12 @@ def test_a_density_of_vasp_is_answered_without_fetching(away: Run, tmp_path: Pat
     assert "the conversion" not in done.stderr
     assert done.stdout.count("total energy") == 2
     assert not (tmp_path / "cache").exists(), "nothing was fetched"
+
+
+def test_the_notebook_to_try_needs_the_wheel_alone(away: Run, tmp_path: Path) -> None:
+    done = away("python", "-c", notebook_to_try(), MPLBACKEND="agg")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "cache" / "ecdlib").exists(), "nothing was fetched"
 
 
 def test_structures_are_screened(away: Run, tmp_path: Path) -> None:

@@ -174,6 +174,15 @@ class InputsParameters(Parameters):
     folds: int = Field(3, ge=2, le=100, description="folds of that case")
 
 
+class DescriptorsParameters(Parameters):
+    """Named numbers of a density, and what they say about stiffness."""
+
+    tiny: ClassVar[dict[str, Any]] = {"resamples": 20}
+
+    example: Crystal = Field("Si_227", description="covalent crystal shown beside two metals and a salt")
+    resamples: int = Field(300, ge=20, le=10_000, description="of the crystals, for the intervals of correlations")
+
+
 class AnyCrystalParameters(Parameters):
     """All properties of any crystal from its structure: beside pydemi, on Matbench, intervals, new elements."""
 
@@ -267,6 +276,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "own_crystal": OwnCrystalParameters,
     "any_code": AnyCodeParameters,
     "inputs": InputsParameters,
+    "descriptors": DescriptorsParameters,
     "any_crystal": AnyCrystalParameters,
     "fusion_data": FusionDataParameters,
     "autoencoder": AutoencoderParameters,

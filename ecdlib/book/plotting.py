@@ -6,6 +6,7 @@ Interactive figures are small (decimated isosurface meshes, never a volume) and 
 from __future__ import annotations
 
 import html
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
+from IPython.core.getipython import get_ipython
 from IPython.display import HTML
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from pymatgen.core import Element
 from scipy.ndimage import zoom
 from skimage.measure import marching_cubes
@@ -34,8 +41,12 @@ if TYPE_CHECKING:
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#6e7781"
 
 
+#: Marks of one kind that a picture may have as vector graphics; more become one picture in it.
+MANY = 300
+
+
 def style() -> None:
-    """Matplotlib settings of the book."""
+    """Matplotlib settings of the book; in a notebook, figures are vector graphics."""
     mpl.rcParams.update(
         {
             "figure.dpi": 110,
@@ -46,8 +57,30 @@ def style() -> None:
             "axes.titlesize": 10,
             "image.origin": "lower",
             "image.cmap": "viridis",
+            "svg.hashsalt": "ecdlib",  # the same file for the same figure
         }
     )
+    shell = get_ipython()
+    if shell is not None and shell.display_formatter is not None:
+        set_matplotlib_formats("svg")
+        shell.display_formatter.formatters["image/svg+xml"].for_type(Figure, svg)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG, in which marks by the hundred and meshes are pixels, so that files stay small."""
+
+    def heavy(artist: Artist) -> bool:
+        if isinstance(artist, Collection):
+            return max(np.shape(artist.get_offsets())[0], len(artist.get_paths())) > MANY
+        if isinstance(artist, Line2D) and artist.get_marker() not in ("None", "", None):
+            return np.size(artist.get_xdata()) > MANY
+        return False
+
+    for artist in figure.findobj(heavy):
+        artist.set_rasterized(True)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", dpi=200, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _edges(lattice: Floats) -> Floats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
+from ecdlib.book import plotting
 from ecdlib.book.artifacts import PAPERS, SIGMAS, Tolerance, load_artifacts, mean_with_error, paired
-from ecdlib.book.plotting import BLUE, GREY, RED, style
+from ecdlib.book.plotting import BLUE, GREY, RED
 from ecdlib.course.data import course_crystals, course_features
 from ecdlib.density.cell import resample
 from ecdlib.density.core import Floats
@@ -40,14 +40,13 @@ def svg(name: str) -> str:
     Raises:
         KeyError: no picture of that name.
     """
-    with mpl.rc_context({"svg.hashsalt": name}):
-        style()
+    with mpl.rc_context():
+        plotting.style()
         figure = PICTURES[name]()
         figure.tight_layout()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        drawn = plotting.svg(figure)
         plt.close(figure)
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
 
 
 def _panels(columns: int = 1, width: float = 7.2, height: float = 3.2, sharey: bool = False) -> tuple[Figure, Any]:
@@ -629,7 +628,7 @@ def winners_curse() -> Figure:
     predicted = truth + np.random.default_rng(0).normal(0, 40, len(truth))
     top = np.argsort(-predicted)[:60]
     figure, (ax,) = _panels(width=6.4, height=3.7)
-    ax.plot(predicted, truth, "o", color=GREY, ms=2, alpha=0.4, rasterized=True)
+    ax.plot(predicted, truth, "o", color=GREY, ms=2, alpha=0.4)
     ax.plot(predicted[top], truth[top], "o", color=RED, ms=3)
     ends = [predicted.min(), predicted.max()]
     ax.plot(ends, ends, color="black", lw=1)

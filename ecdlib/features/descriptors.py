@@ -17,6 +17,7 @@ from pymatgen.core import Structure
 from scipy.spatial import KDTree, Voronoi
 
 from ecdlib.base.errors import EcdError
+from ecdlib.base.resources import data_file, read_once
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.superpose import structure_of, superpose
@@ -39,6 +40,23 @@ UNITS = {
     "bond deformation": "e/Å³",
     "hole density": "e/Å³",
     "flatness": "1",
+}
+#: What each descriptor is, in a few words.
+MEANING = {
+    "mean": "electrons per volume",
+    "median": "density that half of the cell lies below",
+    "spread": "standard deviation over mean",
+    "skewness": "third moment: rare dense places make it positive",
+    "half volume": "smallest share of the cell that holds half of the electrons",
+    "correlation length": "over which the density changes",
+    "anisotropy": "of the gradients: 0 if all directions are alike, 1 if only one counts",
+    "directionality": "variation of the autocorrelation over the sphere of nearest neighbours",
+    "bond density": "half-way between nearest neighbours",
+    "bond curvature": "along the bond: positive where the density sags",
+    "bond waist": "across the bond: negative where the density is drawn together",
+    "bond deformation": "half-way between neighbours, beyond free atoms",
+    "hole density": "where the nuclei are farthest",
+    "flatness": "hole density over bond density",
 }
 #: Neighbours of an atom count as nearest up to this much beyond the shortest distance, holes of a crystal as largest.
 SAME = 0.01
@@ -253,6 +271,36 @@ def _bonds(structure: Structure) -> tuple[NDArray[np.intp], Floats, Floats, Floa
     step = structure.frac_coords[j[kept]] + image[kept] - start
     along = step @ structure.lattice.matrix
     return i, start + step / 2, along / np.linalg.norm(along, axis=1)[:, None], d[kept]
+
+
+def bond_profile(density: ChargeDensity, points: int = 101) -> tuple[Floats, Floats]:
+    """The density along a shortest bond: distances from the first atom, Å, and values, e/Å³, ``(points,)`` each.
+
+    Example:
+        See :func:`at_bonds`; atoms are 2π apart.
+
+        >>> x = np.cos(2 * np.pi * np.arange(8) / 8)
+        >>> values = 4 + x[:, None, None] + x[:, None] + x
+        >>> cubic = ChargeDensity(values, 2 * np.pi * np.eye(3), ("Po",), np.zeros((1, 3)))
+        >>> [along.round(2).tolist() for along in bond_profile(cubic, 3)]
+        [[0.0, 3.14, 6.28], [7.0, 5.0, 7.0]]
+    """
+    _, midpoint, along, length = _bonds(structure_of(density))
+    shortest = int(length.argmin())
+    x = np.linspace(0, length[shortest], points)
+    step = (x - length[shortest] / 2)[:, None] * along[shortest] @ np.linalg.inv(density.lattice)
+    return x, _Field(density.values, density.lattice).at(midpoint[shortest] + step)
+
+
+@read_once
+def bundled_descriptors() -> dict[str, pd.DataFrame]:
+    """Descriptors of the bundled densities, ``"density"``, and of their superposed atoms, ``"atoms"``, by name.
+
+    Made by ``data/make/named_descriptors.py``.
+    """
+    table = pd.read_csv(data_file("results/descriptors.csv"), index_col="name")
+    found = {of: table.filter(regex=f"^{of} ") for of in ("density", "atoms")}
+    return {of: part.rename(columns=lambda name: name.partition(" ")[2]) for of, part in found.items()}
 
 
 def largest_holes(structure: Structure) -> Floats:

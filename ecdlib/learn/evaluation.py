@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from ecdlib.density.core import Floats
 
@@ -28,3 +29,55 @@ def scores(truth: Floats, prediction: Floats) -> dict[str, float]:
         "R2": float(1 - (residual**2).sum() / ((truth - truth.mean()) ** 2).sum()),
         "NMAE": nmae(truth, prediction),
     }
+
+
+def resampled_ranks(X: pd.DataFrame, y: pd.Series, resamples: int, seed: int = 0) -> Floats:
+    """Spearman's rank correlation of each column with ``y``, on samples drawn with replacement.
+
+    Returns:
+        ``(resamples, columns)``.
+    """
+    rng, found = np.random.default_rng(seed), np.empty((resamples, X.shape[1]))
+    both = np.column_stack([X.to_numpy(dtype=float), y.to_numpy(dtype=float)])
+    for i in range(resamples):
+        found[i] = _rank_correlation(both[rng.integers(len(both), size=len(both))])
+    return found
+
+
+def rank_correlations(
+    X: pd.DataFrame, y: pd.Series, resamples: int = 300, seed: int = 0, given: pd.Series | None = None
+) -> pd.DataFrame:
+    """Spearman's rank correlation of each column with ``y``, and where 95 % of the resamples lie.
+
+    Args:
+        X: one column for each quantity, rows as in ``y``.
+        given: a quantity whose ranks are taken out of both first, by linear regression (partial correlation).
+
+    Returns:
+        ``value``, ``low``, ``high``; a row for each column of ``X``.
+
+    Example:
+        >>> x = pd.DataFrame({"same order": [1.0, 2, 4, 9], "other way": [4.0, 3, 2, 1]})
+        >>> rank_correlations(x, pd.Series([0.1, 0.2, 0.3, 0.4]))["value"].round(3).tolist()
+        [1.0, -1.0]
+    """
+    if given is not None:
+        base = given.rank().to_numpy()
+        rest = pd.concat([X.rank(), y.rank().rename("y")], axis=1)
+        slope = rest.apply(lambda column: np.polyfit(base, column, 1)[0])
+        rest = rest - np.outer(base, slope)
+        X, y = rest.drop(columns="y"), rest["y"]
+    value = _rank_correlation(np.column_stack([X.to_numpy(dtype=float), y.to_numpy(dtype=float)]))
+    low, high = np.nanquantile(resampled_ranks(X, y, resamples, seed), [0.025, 0.975], axis=0)
+    return pd.DataFrame({"value": value, "low": low, "high": high}, index=X.columns)
+
+
+def _rank_correlation(both: Floats) -> Floats:
+    """Of all columns but the last with the last."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(both, axis=0)
+    ranks -= ranks.mean(0)
+    norms = np.sqrt((ranks**2).sum(0))
+    with np.errstate(invalid="ignore"):  # a column that is the same everywhere
+        return np.asarray(ranks[:, :-1].T @ ranks[:, -1] / (norms[:-1] * norms[-1]))

@@ -200,7 +200,7 @@ def study_blocks(which: str, names: Sequence[str], progress: bool = True) -> dic
         return {
             "superposed": np.hstack([table[block][row] for block in of_density]).astype(float),
             "composition": table["composition"][row].astype(float),
-            "descriptors": load_descriptors(names),
+            "descriptors": descriptor_table(names).to_numpy(),
         }
     potential, every = load_potential(), study_names("all")
     states = bundled_state_features(every, progress)
@@ -213,10 +213,11 @@ def study_blocks(which: str, names: Sequence[str], progress: bool = True) -> dic
     }
 
 
-def load_descriptors(names: Sequence[str]) -> Floats:
-    """The 55 descriptors of pydemi 0.2.0 for crystals' VASP densities, ``(n, 55)``; NaN where it has none."""
+def descriptor_table(names: Sequence[str]) -> pd.DataFrame:
+    """The 55 descriptors of pydemi 0.2.0 for crystals' VASP densities, by its own names; NaN where it has none."""
     with np.load(data_file("pydemi/descriptors.npz"), allow_pickle=False) as z:
-        return np.asarray(z["values"][pd.Index(z["names"]).get_indexer(pd.Index(list(names)))], dtype=float)
+        table = pd.DataFrame(z["values"].astype(float), z["names"], z["descriptors"])
+    return table.reindex(list(names))
 
 
 def potential_alone(names: Sequence[str]) -> Floats:
