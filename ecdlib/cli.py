@@ -75,6 +75,12 @@ class Profile(StrEnum):
     full = "full"
 
 
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Route(StrEnum):
     fourier = "fourier"
     trilinear = "trilinear"
@@ -521,6 +527,40 @@ def train_autoencoder_command(
     _check_npz(out, "result file", _texts(p))
     result = train_autoencoder(p, out)
     print(f"mean squared error on validation crystals: {result.validation.min():.3g} (e/Å³)²\nwritten: {out}")
+
+
+@app.command()
+def reproduce(
+    profile: Annotated[Profile, typer.Option(help="full: the papers' settings; tiny: for tests")] = Profile.full,
+    minutes: Annotated[float, typer.Option(min=0, help="after which it stops, between two epochs")] = 13,
+    device: Annotated[Device, typer.Option(help="where it trains")] = Device.auto,
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the results")] = Path("reproduced"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="trainings whose name holds this text; may be repeated")
+    ] = None,
+    pack: Annotated[
+        Path | None, typer.Option(help="train nothing, write what another machine needs for it (.zip)")
+    ] = None,
+    from_pack: Annotated[Path | None, typer.Option("--from", help="run what such a file holds")] = None,
+) -> None:
+    """Train at the papers' own scale, in order of worth, until the minutes are over; resumes.
+
+    A machine with torch, scipy, pandas, scikit-learn and h5py runs a pack by itself: python FILE --minutes 13
+    """
+    from ecdlib import reproduce as work
+
+    if pack is not None and from_pack is not None:
+        raise EcdError("--pack, --from", "exclude each other", "Give one of them.")
+    if pack is not None:
+        check_output(pack)
+        if pack.suffix != ".zip":
+            raise EcdError(pack, "is not a file name for a pack", "It must end in .zip.")
+        print(f"written: {pack}, {work.pack(pack, profile.value, only or []) / 1e6:.1f} MB")
+    elif from_pack is not None:
+        if status := work.from_pack(check_input(from_pack), out, minutes, device.value):
+            raise typer.Exit(status)
+    else:
+        work.reproduce(out, profile.value, minutes, device.value, only or [])
 
 
 @app.command()

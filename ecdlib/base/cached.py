@@ -12,7 +12,8 @@ import ast
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,10 +29,13 @@ from ecdlib.base.resources import ROOT, cache_folder, is_unchanged, note_read, r
 
 #: Where the values are kept.
 CACHE = cache_folder()
+#: Values for a machine that lacks what makes them (:mod:`ecdlib.reproduce`), by name and key alone.
+PACKED = ROOT / "packed"
 #: What runs a notebook without touching its numbers: parameters count by their values, not by their schemas.
 HARNESS = ("ecdlib.base.settings", "ecdlib.book.runs", "ecdlib.book.parameters")
 
 Arrays = dict[str, NDArray[Any]]
+_taken: list[dict[str, Arrays]] = []
 
 
 @lru_cache(maxsize=1024)
@@ -123,6 +127,32 @@ def cached(name: str, make: Callable[[], Arrays], *key: Any) -> Arrays:
         make: its module's import closure is part of what the value depends on.
         key: everything else that it depends on but bundled files; its text (``repr``) counts.
     """
+    file = f"{name}-{hashlib.sha256(chr(0).join(map(repr, key)).encode()).hexdigest()[:16]}.npz"
+    outer, _taken[:] = list(_taken), []  # what it takes to make a value is not asked for beside it
+    try:
+        with recording() as reads:
+            found = _read(PACKED / file)
+            found = _kept(name, make, key) if found is None else found
+    finally:
+        _taken[:] = outer
+    for values in _taken:
+        values[file] = found | {"__reads__": np.array(json.dumps(reads))}
+    return found
+
+
+@contextmanager
+def taken() -> Iterator[dict[str, Arrays]]:
+    """Yield a dictionary that fills with the values asked for within the block, by their names in :data:`PACKED`."""
+    values: dict[str, Arrays] = {}
+    _taken.append(values)
+    try:
+        yield values
+    finally:
+        _taken[:] = [each for each in _taken if each is not values]
+
+
+def _kept(name: str, make: Callable[[], Arrays], key: tuple[Any, ...]) -> Arrays:
+    """A value in :data:`CACHE`, made if it is not there."""
     text = "\0".join([code_digest([make.__module__]), *map(repr, key)])
     path = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     if (found := _read(path)) is None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,17 @@ class Pieces:
         note = np.array(json.dumps({"seconds": seconds, "reads": files_read()}))
         with atomic_write(self.path(name)) as temporary:
             np.savez(temporary, **dict(arrays), __note__=note)
+
+    @contextmanager
+    def timing(self, name: str) -> Iterator[Callable[[], float]]:
+        """Yield what tells the seconds that a piece has taken, with those of earlier attempts that were interrupted."""
+        note, begun = self.folder / f".{name}.seconds", time.perf_counter()
+        before = float(note.read_text()) if note.is_file() else 0.0
+        try:
+            yield lambda: before + time.perf_counter() - begun
+        except BaseException:
+            note.write_text(f"{before + time.perf_counter() - begun}")
+            raise
 
     def load(self, name: str) -> dict[str, Any]:
         """Arrays of a finished piece.

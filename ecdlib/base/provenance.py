@@ -48,9 +48,17 @@ def provenance(name: str, parameters: Mapping[str, Any], seconds: float) -> dict
             return ""
         return done.stdout.strip()
 
-    commit = git("rev-parse", "--short=12", "HEAD") if IN_CHECKOUT else f"ecdlib {version('ecdlib')}"
+    packed = ROOT / "commit.txt"  # of sources that were packed for another machine
+    if packed.is_file():
+        commit = packed.read_text(encoding="utf-8").strip()
+    else:
+        commit = git("rev-parse", "--short=12", "HEAD") if IN_CHECKOUT else f"ecdlib {version('ecdlib')}"
     commit = commit or "unknown"
-    if IN_CHECKOUT and git("status", "--porcelain", "--", "ecdlib", "notebooks", "data", "book/artifacts.csv"):
+    if (
+        IN_CHECKOUT
+        and not packed.is_file()
+        and git("status", "--porcelain", "--", "ecdlib", "notebooks", "data", "book/artifacts.csv")
+    ):
         commit += " + uncommitted changes"
     return {
         "notebook": name,

@@ -6,11 +6,19 @@ Each class of settings stands beside the code that obeys it; a notebook that run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from ecdlib.base.errors import EcdError
+
+if TYPE_CHECKING:
+    from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+else:
+    try:
+        from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+    except ModuleNotFoundError:
+        from ecdlib.base.unchecked import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+__all__ = ["AfterValidator", "BeforeValidator", "Field", "Parameters", "Profile", "Size", "Subset"]
 
 Profile = Literal["tiny", "quick", "full"]
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import lzma
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from pymatgen.core import Structure
 
 from ecdlib.base.resources import data_file, read_once
 from ecdlib.data.properties import PROPERTIES, labelled
 from ecdlib.density.store import DensityStore, load_densities
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 #: Crystal systems from low to high symmetry, and the last space group of each.
 SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
@@ -101,6 +103,8 @@ def load_structures() -> dict[str, Structure]:
 
 @read_once
 def _structures() -> dict[str, Structure]:
+    from pymatgen.core import Structure
+
     raw: dict[str, Any] = {}
     for name in ("mp_structures.json.xz", "mp_binary_structures.json.xz"):
         with lzma.open(data_file(name), "rt") as f:

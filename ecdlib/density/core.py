@@ -11,15 +11,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import spglib
 from numpy.typing import NDArray
-from pymatgen.core import Composition, Element, Lattice, Structure
 from scipy.spatial import cKDTree
 
+from ecdlib.base.elements import NUMBERS
 from ecdlib.base.errors import EcdError
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from pymatgen.core import Structure
     from pymatgen.io.common import VolumetricData
     from pymatgen.io.vasp.outputs import Chgcar
 
@@ -44,6 +44,8 @@ def symmetry_dataset(cell: Any, symprec: float) -> Any:
     Args:
         symprec: tolerance in Å.
     """
+    import spglib
+
     if not len(cell[2]):
         return None
     with warnings.catch_warnings():
@@ -139,7 +141,7 @@ class ChargeDensity:
                 + ("" if np.isfinite(positions).all() else " and hold NaN or infinity"),
                 "Check the file's header.",
             )
-        unknown = sorted({s for s in self.species if not Element.is_valid_symbol(s)})
+        unknown = sorted({s for s in self.species if s not in NUMBERS})
         if unknown:
             raise EcdError(
                 self.name, f"unknown species {', '.join(unknown)}", "Write element symbols into the file's header."
@@ -180,7 +182,7 @@ class ChargeDensity:
     @property
     def numbers(self) -> list[int]:
         """Atomic number of each atom."""
-        return [Element(s).Z for s in self.species]
+        return [NUMBERS[s] for s in self.species]
 
     def symmetry(self, symprec: float) -> Any:
         """spglib's symmetry dataset of the atoms; None if there are no atoms or no symmetry is found.
@@ -200,11 +202,15 @@ class ChargeDensity:
     @property
     def structure(self) -> Structure:
         """The crystal as a pymatgen structure."""
+        from pymatgen.core import Lattice, Structure
+
         return Structure(Lattice(self.lattice), list(self.species), self.positions)
 
     @property
     def formula(self) -> str:
         """Reduced formula."""
+        from pymatgen.core import Composition
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen's remark that He, Ne and Ar have no electronegativity
             return str(Composition("".join(self.species)).reduced_formula) if self.species else ""
@@ -248,7 +254,7 @@ class ChargeDensity:
         blocks = self.vasp or VaspBlocks({}, {})
         order = np.argsort(self.species, kind="stable") if self.vasp is None else np.arange(len(self.species))
         structure = self.structure
-        structure = Structure.from_sites([structure[int(i)] for i in order])
+        structure = structure.from_sites([structure[int(i)] for i in order])
         total = np.asarray(self.values, dtype=np.float64) * self.volume + 0.0  # pymatgen cannot write -0.0
         return Chgcar(structure, {"total": total, **blocks.spin}, data_aug=blocks.augmentation or None)
 

@@ -14,12 +14,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pymatgen.core import Element, Lattice
 
 from ecdlib.base.arrays import read_arrays
+from ecdlib.base.elements import NUMBERS, symbol
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input, told_as
 from ecdlib.density.core import (
     BOHR,
@@ -33,6 +33,9 @@ from ecdlib.density.core import (
 from ecdlib.density.numbers import NumbersFile, Surplus
 from ecdlib.density.store import DensityStore, load_density
 from ecdlib.density.valence import read_potcar
+
+if TYPE_CHECKING:
+    from pymatgen.core import Lattice
 
 OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 #: Bytes of a file when it is unpacked.
@@ -132,6 +135,8 @@ def _header(text: NumbersFile) -> tuple[str, Lattice, tuple[str, ...], Floats]:
     Raises:
         ValueError: counts that contradict each other, or no elements.
     """
+    from pymatgen.core import Lattice
+
     lines: list[str] = []
     while (line := text.line()) is not None and (line.strip() or not lines):
         lines.append(line)
@@ -144,7 +149,7 @@ def _header(text: NumbersFile) -> tuple[str, Lattice, tuple[str, ...], Floats]:
     species = [
         s.split("_")[0].split("/")[0] for s, n in zip(header.symbols, header.counts, strict=False) for _ in range(n)
     ]
-    species = species or [next((word for word in words[3:] if Element.is_valid_symbol(word)), "") for words in places]
+    species = species or [next((word for word in words[3:] if word in NUMBERS), "") for words in places]
     if not all(species):
         raise NoElements("the header names no elements")
     vectors = np.array([line.split() for line in lines[2:5]], dtype=float)
@@ -339,7 +344,7 @@ def read_cube_density(path: Source, convention: str | None = None) -> ChargeDens
                 data = data.transpose(["XYZ".index(word[0]) for word in second.upper().split()[2::3]])
             data = data[:-1, :-1, :-1] if inclusive else data
             cell = np.array([(row[0] - inclusive) * np.array(row[1:]) for row in rows[1:4]]) * BOHR
-            species = tuple(Element.from_Z(int(row[0])).symbol if row[0] else "X" for row in rows[4:])
+            species = tuple(symbol(int(row[0])) if row[0] else "X" for row in rows[4:])
             places = (np.array([row[2:] for row in rows[4:]]) - rows[0][1:4]) * BOHR
             positions = np.linalg.solve(cell.T, places.T).T
         except CubeError as error:
@@ -383,7 +388,7 @@ def read_npz(path: Source) -> ChargeDensity:
             convention = str(z["convention"]) or None if "convention" in z else None
             if values.ndim == 3:  # what else it may be is said below
                 _check_counts(values.shape, len(numbers) or 1, values.size)
-            species = tuple(Element.from_Z(int(n)).symbol for n in numbers)
+            species = tuple(symbol(int(n)) for n in numbers)
         except (EOFError, lzma.LZMAError, zlib.error) as error:
             if packing(path):
                 raise

@@ -38,8 +38,8 @@ import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pymatgen.core import Element
 
+from ecdlib.base.elements import symbol
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input
 from ecdlib.base.resources import data_file, load_manifest, sha256
 from ecdlib.density.core import MOST_VOXELS, ChargeDensity, Floats
@@ -230,7 +230,7 @@ class DensityStore:
             orbit, first = voxel_orbits(rotations, translations, grid)
             if len(first) != len(values):
                 raise ValueError("number of values")
-            species = tuple(Element.from_Z(int(z)).symbol for z in numbers)
+            species = tuple(symbol(int(z)) for z in numbers)
         except DAMAGED as error:
             remedy = "Fetch or write the store again."
             raise EcdError(f"{self.path}::{name}", "this entry is damaged", remedy) from error

@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 import scipy.fft
 from numpy.typing import NDArray
-from pymatgen.core import Element
 from scipy.interpolate import CubicSpline
 
+from ecdlib.base.elements import NUMBERS
 from ecdlib.base.errors import DAMAGED, EcdError, atomic_write, check_input
 from ecdlib.base.resources import data_file, read_once
 from ecdlib.density.cell import resample
@@ -76,6 +76,8 @@ def _electrons(shells: Mapping[str, Floats] | tuple[str, ...]) -> int:
 
 def _is_chemical(element: str, shell: str) -> bool:
     """Whether a shell is open or outermost: ns, (n-1)d and 5f of groups 1 to 12, ns and np beyond."""
+    from pymatgen.core import Element
+
     atom, n, kind = Element(element), int(shell[0]), shell[1]
     if atom.group > 12:
         return n == atom.row and kind in "sp"
@@ -319,7 +321,7 @@ def parse_valence(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         element, equals, number = part.partition("=")
-        if not (equals and re.fullmatch(r"[0-9]{1,3}", number) and Element.is_valid_symbol(element)):
+        if not (equals and re.fullmatch(r"[0-9]{1,3}", number) and element in NUMBERS):
             raise EcdError(f"valence {part}", "is not element=electrons", "For example: Na=1,Cl=7")
         shells(element, int(number))
         if found.setdefault(element, int(number)) != int(number):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, Literal
 
-import finufft
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -150,6 +149,8 @@ def _nonuniform(power: Floats, modes: list[Floats], reciprocal: Floats, x: Float
     full[np.ix_(*index)] = power
     points = np.stack(np.meshgrid(x, x, z, indexing="ij"), -1).reshape(-1, 3) @ reciprocal
     phases = np.ascontiguousarray((points.T + np.pi) % (2 * np.pi) - np.pi)
+    import finufft
+
     values = finufft.nufft3d2(*phases, full, eps=1e-13, isign=1, nthreads=1)
     return values.real.reshape(len(x), len(x), len(z))
 

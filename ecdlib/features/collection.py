@@ -14,11 +14,11 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.base.pieces import Pieces, in_pieces
+from ecdlib.base.progress import tqdm
 from ecdlib.base.resources import data_file
 from ecdlib.base.workers import available_cores, map_chunks
 from ecdlib.density.cell import to_conventional

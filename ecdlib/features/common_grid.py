@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 import scipy.fft
-from tqdm import tqdm
 
 from ecdlib.base.cached import Arrays, cached
+from ecdlib.base.progress import tqdm
 from ecdlib.density.cell import resample, to_conventional
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import load_densities, load_selection

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pymatgen.core import Structure
-from pymatgen.optimization.neighbors import find_points_in_spheres
 from torch import Tensor
 
 from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.errors import EcdError
 from ecdlib.density.core import symmetry
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 RADIUS = 8.0  #: Å, within which neighbours are looked for
 NEIGHBOURS = 12  #: nearest neighbours of an atom that become edges
@@ -42,6 +43,8 @@ def neighbours(
     Raises:
         EcdError: an atom without any neighbour within 8 Å, or two atoms at the same place.
     """
+    from pymatgen.optimization.neighbors import find_points_in_spheres
+
     positions = np.ascontiguousarray(structure.cart_coords)
     lattice = np.ascontiguousarray(structure.lattice.matrix)
     periodic = np.ones(3, dtype=np.int64)

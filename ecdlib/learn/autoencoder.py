@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field
 
 from ecdlib.base.archive import write_archive
 from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
 from ecdlib.base.resources import bundled_in
-from ecdlib.base.settings import Parameters, Subset
+from ecdlib.base.settings import BeforeValidator, Field, Parameters, Subset
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
@@ -216,21 +214,21 @@ def train_autoencoder(
     with in_pieces(out, name, p.model_dump()) as pieces:
         torch.manual_seed(p.seed)
         module = build_autoencoder(p)
-        begun = time.perf_counter()
-        history = fit(
-            module,
-            train,
-            None,
-            settings,
-            validation=(validation, None),
-            augment=turn,
-            device=p.device,
-            checkpoint=pieces.checkpoint("network"),
-            progress=progress,
-        )
-        arrays = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
-        arrays |= {"losses": np.array(history.train), "validation": np.array(history.validation)}
-        pieces.save("network", arrays, time.perf_counter() - begun)
+        with pieces.timing("network") as seconds:
+            history = fit(
+                module,
+                train,
+                None,
+                settings,
+                validation=(validation, None),
+                augment=turn,
+                device=p.device,
+                checkpoint=pieces.checkpoint("network"),
+                progress=progress,
+            )
+            arrays = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
+            arrays |= {"losses": np.array(history.train), "validation": np.array(history.validation)}
+            pieces.save("network", arrays, seconds())
         meta = {"kind": KIND, "parameters": p.model_dump(), "provenance": pieces.provenance()}
         meta["crystals"] = {"train": len(train), "val": len(validation)}
         write_archive(out, arrays, meta)

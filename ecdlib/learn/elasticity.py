@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy.optimize import minimize
 
 from ecdlib.base.archive import write_archive
 from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
-from ecdlib.base.settings import Parameters, Subset
+from ecdlib.base.settings import Field, Parameters, Subset
 from ecdlib.base.workers import available_cores, in_processes
 from ecdlib.data.properties import PROPERTIES, labelled
 from ecdlib.data.tables import crystal_system, load_crystals, load_matbench_elasticity, load_structures

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field
-from tqdm import tqdm
 
 from ecdlib.base.archive import write_archive
 from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.errors import DAMAGED, EcdError
 from ecdlib.base.pieces import in_pieces
+from ecdlib.base.progress import tqdm
 from ecdlib.base.resources import data_folder
-from ecdlib.base.settings import Parameters
+from ecdlib.base.settings import Field, Parameters
 from ecdlib.data.properties import labelled
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
@@ -88,7 +87,11 @@ def density_features(p: FusionParameters) -> Floats:
     if kind == "magpie":
         return np.zeros((len(bundled_names()), 0))
     trained = load_model(p.autoencoder, "autoencoder")
-    latents = trained.encode(bundled_grids(trained.parameters.edge, trained.parameters.route))
+
+    def make() -> Arrays:
+        return {"latents": trained.encode(bundled_grids(trained.parameters.edge, trained.parameters.route))}
+
+    latents = cached("latents", make, trained.digest)["latents"]
     return pooled(latents) if kind == "pooled" else latents.reshape(len(latents), -1)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 from pymatgen.core import Composition, Element
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
@@ -23,7 +22,7 @@ from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, Stan
 
 from ecdlib.base.pieces import in_pieces
 from ecdlib.base.resources import data_file
-from ecdlib.base.settings import Parameters
+from ecdlib.base.settings import Field, Parameters
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity
 from ecdlib.density.core import Floats
 from ecdlib.density.store import load_densities, load_selection

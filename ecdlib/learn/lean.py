@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
-from ecdlib.base.settings import Parameters, Size, Subset
+from ecdlib.base.settings import Field, Parameters, Size, Subset
 from ecdlib.data.properties import labelled
 from ecdlib.data.tables import load_cubic_targets
 from ecdlib.density.cell import resample, to_conventional
@@ -119,9 +118,7 @@ def run_lean(p: TrainingParameters, out: Path, *, name: str = "ecd train", progr
     _check(p)
     if done := finished(out, "lean", p):
         return done
-    labels = load_cubic_targets()
-    if p.crystals:
-        labels = labels.sample(min(p.crystals, len(labels)), random_state=p.seed).sort_index()
+    labels = crystals_of(p)
     names, truth = list(labels.index), labels[p.targets].to_numpy(dtype=float)
     fold = fold_numbers(len(names), 10, p.seed)
     split = Fit("fitted", fold != 0, np.ones(len(names), dtype=bool))
@@ -177,6 +174,12 @@ def run_lean(p: TrainingParameters, out: Path, *, name: str = "ecd train", progr
         )
         result.write(out)
     return load_result(out, "lean")
+
+
+def crystals_of(p: TrainingParameters) -> pd.DataFrame:
+    """Labels of the crystals that take part (see :func:`ecdlib.data.tables.load_cubic_targets`)."""
+    labels = load_cubic_targets()
+    return labels.sample(min(p.crystals, len(labels)), random_state=p.seed).sort_index() if p.crystals else labels
 
 
 def _check(p: TrainingParameters) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
-from pymatgen.core import Composition
-from tqdm import tqdm
 
 from ecdlib.base.cached import Arrays, cached
+from ecdlib.base.progress import tqdm
 from ecdlib.base.resources import read_once
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.store import load_densities
@@ -46,6 +45,8 @@ def _other_sets() -> dict[str, int]:
 @read_once
 def changed_elements(name: str) -> tuple[str, ...]:
     """Elements of a pair whose potentials differ between its two densities: all of which GPAW has two sets."""
+    from pymatgen.core import Composition
+
     return tuple(e for e in Composition(name.split("_")[0]).as_dict() if e in _other_sets())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ecdlib.base.pieces import Pieces
+from ecdlib.base.progress import tqdm
 from ecdlib.density.core import Floats
 
 Mask = NDArray[np.bool_]
@@ -68,9 +67,8 @@ def run_fits(
             if progress:
                 what = f"{progress}: " if isinstance(progress, str) else ""
                 print(f"[{number}/{len(fits)}] {what}{f.name}, {f.train.sum()} crystals", flush=True)
-            begun = time.perf_counter()
-            found = fit(f)
-            pieces.save(f.name, found, time.perf_counter() - begun)
+            with pieces.timing(f.name) as seconds:
+                pieces.save(f.name, fit(f), seconds())
 
 
 def joined(pieces: Pieces, fits: Iterable[Fit], key: str = "predicted") -> Floats:

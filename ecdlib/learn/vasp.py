@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from pymatgen.core import Composition, Element
 
 from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.resources import data_file, read_once
@@ -48,6 +47,8 @@ def vasp_crystals() -> pd.DataFrame:
     and our densities are apart by whole shells, and with numbers from other crystals), kind (see :func:`kind`),
     other_valence (whether VASP's potential of some element has another valence than ours).
     """
+    from pymatgen.core import Composition
+
     table = pd.read_csv(data_file("valence/vasp_crystals.csv"), index_col="name")
     valence = {str(e): int(n) for e, n in vasp_pbe()["electrons"].items()}
     electrons = [{e: valence[e] for e in Composition(str(name).split("_")[0]).as_dict()} for name in table.index]
@@ -59,6 +60,8 @@ def vasp_crystals() -> pd.DataFrame:
 
 def kind(electrons: Mapping[str, int]) -> Kind:
     """Class of a crystal with these valences: with a magnetic element, else with d electrons, else with p, else s."""
+    from pymatgen.core import Element
+
     if set(electrons) & set(MAGNETIC):
         return "magnetic"
     if has_d_electrons(electrons):

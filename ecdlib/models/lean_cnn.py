@@ -71,7 +71,9 @@ class WhitenedConv3d(nn.Conv3d):
         Large terms cancel: what counts of an autocorrelation is small beside its mean.
         """
         assert self.bias is not None
-        with torch.autocast(x.device.type, enabled=False):
+        cudnn = torch.backends.cudnn
+        exact = cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False)
+        with torch.autocast(x.device.type, enabled=False), exact:
             kernel = self.weight.flatten(1) @ self.whiten
             bias = self.bias - kernel @ self.centre
             return F.conv3d(x.to(kernel.dtype), kernel.view_as(self.weight), bias, self.stride, self.padding)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ecdlib.base.errors import EcdError, atomic_write
+from ecdlib.base.progress import tqdm
 from ecdlib.density.core import Floats
 from ecdlib.features.graphs import CrystalGraphs
 
@@ -62,6 +65,42 @@ def _seed_epoch(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
 
 
+class OutOfTime(Exception):
+    """The time for trainings is over; the checkpoint of the one under way is written."""
+
+
+@dataclass
+class Stopwatch:
+    """Until when networks may train, and how fast they do."""
+
+    stop_at: float = math.inf  #: of :func:`time.monotonic`
+    epochs: list[tuple[int, float]] = field(default_factory=list)  #: samples and seconds of each
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.stop_at - time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Samples a second, in the median over the epochs; the first one warms up. NaN if nothing was trained."""
+        rates = [n / seconds for n, seconds in self.epochs]
+        return float(np.median(rates[1:] or rates or [np.nan]))
+
+
+_WATCH: ContextVar[Stopwatch | None] = ContextVar("_WATCH", default=None)
+
+
+@contextmanager
+def stopwatch(seconds: float = math.inf) -> Iterator[Stopwatch]:
+    """Time the networks that are trained in the block; after so many seconds they stop with :class:`OutOfTime`."""
+    token = _WATCH.set(watch := Stopwatch(time.monotonic() + seconds))
+    try:
+        yield watch
+    finally:
+        _WATCH.reset(token)
+
+
 @dataclass(frozen=True)
 class Losses:
     """Mean loss of each epoch; no validation losses where there are no validation data."""
@@ -102,9 +141,13 @@ def fit(
 
     Raises:
         EcdError: a loss that is not finite, or a checkpoint of another model or other settings.
+        OutOfTime: see :func:`stopwatch`.
     """
-    where = pick_device(device)
+    where, watch = pick_device(device), _WATCH.get() or Stopwatch()
     model.to(where)
+    if where.type == "cuda":  # all batches but the last are alike
+        torch.backends.cudnn.benchmark = True
+        model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     X, y = X.to(where), None if y is None else y.to(where)
     if validation is not None:
         validation = validation[0].to(where), None if validation[1] is None else validation[1].to(where)
@@ -134,6 +177,7 @@ def fit(
     for epoch in bar:
         if settings.patience and len(checked) - 1 - int(np.argmin(checked or [0])) >= settings.patience:
             break
+        begun = time.monotonic()
         generator = _seed_epoch(settings.seed, epoch)
         order = torch.randperm(len(X), generator=generator).to(where)
         total = torch.zeros((), device=where)
@@ -160,11 +204,17 @@ def fit(
             if checked[-1] == min(checked):
                 best = {key: value.clone() for key, value in model.state_dict().items()}
         bar.set_postfix({"loss": f"{losses[-1]:.3g}"} | ({"validation": f"{checked[-1]:.3g}"} if checked else {}))
-        if path is not None and (epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs:
+        watch.epochs.append((len(X), taken := time.monotonic() - begun))
+        over = watch.left < taken and epoch + 1 < settings.epochs
+        if path is not None and (
+            over or ((epoch + 1) % settings.checkpoint_every == 0 and epoch + 1 < settings.epochs)
+        ):
             state = {"label": label, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"schedule": schedule.state_dict(), "losses": losses, "checked": checked, "best": best}
             with atomic_write(path) as temporary:
                 torch.save(state, temporary)
+        if over:
+            raise OutOfTime(f"{epoch + 1} of {settings.epochs} epochs")
     if path is not None:
         path.unlink(missing_ok=True)
     if best:
@@ -239,6 +289,7 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         make_module: returns a fresh module.
         settings: of the training; its seed also fixes the fresh weights.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        normalize: False leaves the targets as they are.
     """
 
     def __init__(
@@ -248,17 +299,21 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         device: str = "auto",
         checkpoint: str | None = None,
         progress: bool = True,
+        normalize: bool = True,
     ):
         self.make_module = make_module
         self.settings = settings
         self.device = device
         self.checkpoint = checkpoint
         self.progress = progress
+        self.normalize = normalize
 
     def fit(self, X: Floats | CrystalGraphs, y: Floats) -> Self:
         """Train on ``X (n, channels, ...)``, or n graphs, and ``y (n,)`` or ``(n, targets)``, NaN where unknown."""
         targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         self.mean_, self.scale_ = np.nanmean(targets, 0), np.nanstd(targets, 0)
+        if not self.normalize:
+            self.mean_, self.scale_ = np.zeros_like(self.mean_), np.ones_like(self.scale_)
         torch.manual_seed(self.settings.seed)
         self.module_ = self.make_module()
         inputs = _as_inputs(X)
