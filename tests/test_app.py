@@ -31,8 +31,9 @@ from pymatgen.core import Structure
 
 from ecdlib import cli
 from ecdlib.app import database as database_tab
-from ecdlib.app import findings, pictures, server, uploads, widgets
+from ecdlib.app import findings, scene, server, standing, uploads, widgets
 from ecdlib.app.predict import PredictTab
+from ecdlib.app.worker import Cancelled, Worker
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT, data_folder
 from ecdlib.base.workers import Bounded
@@ -133,10 +134,33 @@ def test_a_structure_is_enough(name: str, tmp_path: Path) -> None:
     assert finding.nearest is not None
     assert finding.nearest.index[0] == "GeO2_136"
     assert finding.nearest.iloc[0] < 0.1 < finding.nearest.iloc[1]
-    what, first, _ = pictures.draw_source(source, folder)
-    assert (what, len(first.data) > 0) == ("density of superposed free atoms", True)
+    drawn = scene.draw_source(source, folder)
+    assert isinstance(drawn, scene.Drawing)
+    assert (drawn.what, drawn.electrons) == ("density of superposed free atoms", None)
     (problem,) = tab.work({name: content}, [], "fusion-lightgbm")
     assert "holds no density, which fusion-lightgbm needs" in problem
+
+
+def test_a_plane_through_the_density_and_its_atoms() -> None:
+    density = load_density("NaCl_225")
+    drawn = scene.drawing(density)
+    assert drawn.electrons is not None
+    assert drawn.electrons["valence electrons"].sum() == pytest.approx(density.n_electrons)
+    assert (len(drawn.levels), drawn.levels) == (len(set(drawn.levels)), sorted(drawn.levels))
+    for axis in range(3):
+        points, values = scene.plane(density, axis, 0.25)
+        n = density.shape[axis]
+        fractional = np.tensordot(np.linalg.inv(density.lattice).T, points, axes=1)
+        assert fractional[axis] == pytest.approx(np.full(values.shape, round(0.25 * n) / n))
+        assert np.array_equal(values[:-1, :-1], np.take(density.values, round(0.25 * n), axis=axis))
+        assert np.array_equal(values[0], values[-1])  # one period, with both ends
+    figure = scene.scene_figure(drawn.density, drawn.levels[30], 2, 1.0, ["Cl"])
+    assert {t.name: t.visible for t in figure.data if t.name in ("Na", "Cl")} == {"Na": False, "Cl": True}
+    assert [t.type for t in figure.data[-2:]] == ["mesh3d", "surface"]
+    assert len(figure.to_json()) < 2_000_000
+    assert not {"mesh3d", "surface"} & {t.type for t in scene.scene_figure(drawn.density, None, None, 0, []).data}
+    atoms = scene.structure_figure(load_structures()["GeO2_136"])
+    assert {t.name for t in atoms.data if t.name} == {"Ge", "O"}
 
 
 def test_where_crystals_stand_among_all() -> None:
@@ -144,11 +168,11 @@ def test_where_crystals_stand_among_all() -> None:
         {"file": "a", "property": name, "value": value, "low": value - 5, "high": value + 9}
         for name, value in (("bulk modulus", 80.0), ("shear modulus", 30.0), ("band gap", 1.0))
     ]
-    figure = pictures.standing([*records, {**records[0], "file": "b"}])
+    figure = standing.moduli_figure([*records, {**records[0], "file": "b"}])
     assert [trace.name for trace in figure.data] == ["labelled crystals", "a"]
     assert len(figure.data[0].x) == 6059
     assert (figure.data[1].error_y.array[0], figure.data[1].error_y.arrayminus[0]) == (9, 5)
-    assert pictures.standing(records[2:]) is None
+    assert standing.moduli_figure(records[2:]) is None
 
 
 def test_too_large_files_are_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +308,63 @@ def test_a_valence_that_the_user_gives_is_for_the_files(tmp_path: Path) -> None:
     assert table["conversion"].str.contains("Na 1 to 7 electrons").all()
     assert (table["conversion_std"] > 0).all()
     assert (table["conversion_std"] < table["std"]).all()
+
+
+def test_all_crystals_in_one_table(tmp_path: Path) -> None:
+    tab = PredictTab(tmp_path, here)
+    cif = load_structures()["GeO2_136"].to(fmt="cif").encode()
+    assert tab.work({"a.cif": cif, "CHGCAR.gz": NACL.read_bytes()}, [], "auto") == []
+    findings_of = {name: finding for name, (_, finding) in tab.found.items()}
+    rows = findings.overview(findings_of).set_index("file")
+    assert list(rows["formula"]) == ["GeO2", "NaCl"]
+    assert rows["warnings"].tolist() == [0, 0]
+    for name, finding in findings_of.items():
+        for record in finding.records:
+            assert rows.loc[name, findings.in_title(record)] == pytest.approx(record["value"], rel=1e-3)
+    energies = [name for name in rows if name.startswith("total energy")]
+    assert len(energies) == 2  # of two kinds of atoms: not in one column
+    assert rows[energies].notna().sum().tolist() == [1, 1]
+    parts = findings_of["CHGCAR.gz"].parts
+    assert {"bulk modulus", "band gap"} <= set(parts["property"])
+    records = [r for finding in findings_of.values() for r in finding.records if r["property"] == "bulk modulus"]
+    figure = standing.property_figure(records, "a.cif")
+    assert [t.name for t in figure.data] == ["6059 training crystals", "a.cif", "GeO2_136, as calculated", "CHGCAR.gz"]
+    assert figure.data[2].x[0] == pytest.approx(202.9, abs=0.1)
+    (index,) = (r for r in findings_of["a.cif"].records if r["property"] == "anisotropy index")
+    assert standing.property_figure([index], "").layout.xaxis2.type == "log"
+
+
+def test_a_calculation_is_cancelled_and_resumed(tmp_path: Path) -> None:
+    worker = Worker()
+    try:
+        assert worker(len, "abc") == 3
+        threading.Timer(1, worker.cancel).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            worker(time.sleep, 60)
+        assert time.monotonic() - started < 30
+        assert worker(len, "ab") == 2
+        with pytest.raises(ChildProcessError):
+            worker(os.abort)
+    finally:
+        worker.end()
+
+    def call(function: Any, source: uploads.Source, *rest: Any) -> Any:
+        if source.name == "slow.gz" and not tab.stopped:
+            tab.stopped = True
+            raise Cancelled
+        return function(source, *rest)
+
+    tab = PredictTab(tmp_path, call)
+    files: dict[str, bytes | str] = {name: NACL.read_bytes() for name in ("first.gz", "slow.gz", "last.gz")}
+    assert tab.work(files, [], "density-gpr-portable") == ["slow.gz: cancelled.", "last.gz: cancelled."]
+    assert list(tab.found) == ["first.gz"]
+    first = tab.found["first.gz"][1]
+    tab.stopped = False
+    tab.call = here
+    assert tab.work(files, [], "density-gpr-portable") == []
+    assert list(tab.found) == list(files)
+    assert tab.found["first.gz"][1] is first
 
 
 def test_what_nobody_foresaw_becomes_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +533,7 @@ def test_a_foreign_page_that_leads_its_name_here_gets_nothing(tmp_path: Path) ->
         rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])
         page = chromium.new_page()
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(300_000)
         own, foreign = f"127.0.0.1:{server.port}", f"evil.example:{server.port}"
         answer = page.goto(f"http://{foreign}/")
         assert answer is not None
@@ -535,7 +616,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             page = chromium.new_page(viewport={"width": 1200, "height": 900})
-            page.set_default_timeout(90_000)
+            page.set_default_timeout(300_000)
             state = Running(page, temporary)
             note, local = state.problems.append, (address, "data:", "blob:", address.replace("http:", "ws:"))
             page.on("console", lambda m: note(m.text) if m.type == "error" else None)
@@ -558,6 +639,39 @@ def shown(table: Any) -> list[list[str]]:
     return [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
 
 
+FOCUS = """() => {
+    let element = document.activeElement;
+    while (element.shadowRoot && element.shadowRoot.activeElement) element = element.shadowRoot.activeElement;
+    return [element.innerText || element.placeholder || element.type || "", getComputedStyle(element).outlineWidth];
+}"""
+
+
+@pytest.mark.browser
+def test_the_keyboard_small_screens_and_the_dark(running: Running) -> None:
+    page = running.page
+    page.get_by_text("Browse", exact=True).wait_for()
+    reached, frames = [], []
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        name, frame = page.evaluate(FOCUS)
+        reached.append(name)
+        frames.append(frame)
+    wanted = ["Predict", "Latent database", "Browse", "Type a name: NaCl_225", "radio", "Na=1,Cl=7"]
+    assert [name for name in reached if name in wanted][:6] == wanted
+    assert {frame for name, frame in zip(reached, frames, strict=True) if name in wanted} == {"3px"}
+    colours = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert colours[1] == "rgb(33, 37, 41)" != colours[0]
+    for width in (400, 600, 1200):  # 600 is 1200 at 200 %
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.emulate_media(color_scheme="light")
+    assert running.problems == []
+
+
 @pytest.mark.browser
 def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     page = running.page
@@ -575,9 +689,10 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
     page.get_by_text("The nearest crystal is").wait_for()
     expected = answer(read_density(NACL), "fusion-lightgbm").records
     rows = shown(page.locator("table").first)
-    assert [(row[0], row[4]) for row in rows] == [("CHGCAR.NaCl.gz", r["unit"]) for r in expected]
-    assert [float(row[2]) for row in rows] == pytest.approx([r["value"] for r in expected], rel=1e-3)
-    assert [row[3] for row in rows] == [interval(r) for r in expected]
+    assert [row[3] for row in rows] == [r["unit"] for r in expected]
+    assert [float(row[1]) for row in rows] == pytest.approx([r["value"] for r in expected], rel=1e-3)
+    assert [row[2] for row in rows] == [interval(r) for r in expected]
+    page.locator(".tabulator-row", has_text="CHGCAR.NaCl.gz").wait_for()
     page.get_by_text(conversion_lines(expected)[0]).wait_for()
     assert "Na 1 to 7 electrons" in expected[0]["conversion"]
     for n in range(2):
@@ -588,8 +703,13 @@ def test_predictions_in_a_browser(running: Running, tmp_path: Path) -> None:
         for plot in page.locator(".js-plotly-plot canvas").all()[:2]:
             box = plot.bounding_box()
             assert box is not None
-            assert 300 < box["width"] < width / 2
+            assert 200 < box["width"] < width / 2
             assert box["x"] + box["width"] <= width
+    page.get_by_text("Position of the plane").wait_for()
+    page.locator(".noUi-handle").nth(1).press("ArrowRight")
+    page.get_by_text("0.52", exact=True).first.wait_for()
+    page.get_by_role("radio").last.click()
+    page.get_by_text(", space group ").wait_for()
     page.get_by_role("radio").nth(3).click()
     page.get_by_role("cell", name="total energy").wait_for()
     with page.expect_download() as download:

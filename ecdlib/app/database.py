@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ecdlib.app.findings import latent_database
-from ecdlib.app.widgets import off_loop, table
+from ecdlib.app.widgets import off_loop, sortable, table
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import write_density
@@ -151,15 +151,11 @@ class DatabaseTab:
         self.all = latent_database().table[["formula", "n_atoms", "volume", "electrons"]].reset_index()
         self.search = pn.widgets.TextInput(placeholder="Fe3SnC, or elements: Fe C", label="Search", max_width=360)
         titles = {"n_atoms": "atoms", "volume": "volume (Å³)"}
-        self.table = pn.widgets.Tabulator(
+        self.table = sortable(
             self.all,
             titles=titles,
             text_align={"n_atoms": "right", "volume": "right", "electrons": "right"},
             formatters={"volume": {"type": "money", "precision": 1}, "electrons": {"type": "money", "precision": 0}},
-            selectable=1,
-            disabled=True,
-            show_index=False,
-            pagination="local",
             page_size=8,
             layout="fit_columns",
         )
@@ -184,7 +180,8 @@ class DatabaseTab:
             visible=False,
         )
         self.view = pn.Column(
-            "Each crystal is kept as a small latent, from which the density is decoded. Pick a row to see how well.",
+            "Each crystal is kept as a small latent, from which the density is decoded. Pick a row to see how well, or "
+            "press Enter in the search for the first one.",
             self.search,
             self.count,
             self.table,
@@ -192,6 +189,7 @@ class DatabaseTab:
         )
         self.filter()
         self.search.param.watch(self.filter, "value_input")
+        self.search.param.watch(self._first, "value")
         self.table.param.watch(self.pick, "selection")
         self.height.param.watch(self.draw, "value")
 
@@ -200,6 +198,11 @@ class DatabaseTab:
         found = search_table(latent_database().table, (self.search.value_input or "")[:200])
         self.table.param.update(value=found.reset_index()[list(self.all)], selection=[])
         self.count.object = f"{len(found)} of {len(self.all)} crystals"
+
+    def _first(self, *_: Any) -> None:
+        """Select the first row, for those without a mouse."""
+        if len(self.table.value):
+            self.table.selection = [0]
 
     async def pick(self, *_: Any) -> None:
         """Show the crystal of the selected row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.superpose import structure_of
 from ecdlib.density.valence import to_ours
 from ecdlib.learn.answer import AUTO, answer, named, structure_model
+from ecdlib.learn.domain import DEFAULT_MODEL
+from ecdlib.learn.explained import interval_parts
 from ecdlib.learn.latents import LatentDatabase, load_latents
 
 if TYPE_CHECKING:
@@ -39,8 +42,13 @@ CSV_COLUMNS = [
 ]
 
 
+#: The name of the model of structures together with the foundation potential.
+WITH_POTENTIAL = f"{AUTO} with sevennet"
+
+
 @lru_cache(maxsize=1)
 def latent_database() -> LatentDatabase:
+    """The bundled one."""
     return load_latents()
 
 
@@ -75,7 +83,9 @@ def nearness_text(nearest: pd.Series, percentile: float) -> str:
 class Finding:
     """What one crystal and one model gave."""
 
+    formula: str
     records: list[dict[str, Any]]  #: see :class:`ecdlib.learn.answer.Answer`, with ``nearest`` and ``distance``
+    parts: pd.DataFrame  #: of the intervals, see :func:`ecdlib.learn.explained.interval_parts`
     nearest: pd.Series | None  #: None where no latent could be made
     words: str  #: how near the database it is, or why that is unknown
 
@@ -87,9 +97,9 @@ def examine(crystal: ChargeDensity | Structure, name: str, model: str) -> Findin
         EcdError: a crystal that the model cannot take.
     """
     nearest, words = None, ""
-    if model == AUTO:
-        structure = structure_of(crystal) if isinstance(crystal, ChargeDensity) else crystal
-        done = answer(crystal)
+    structure = structure_of(crystal) if isinstance(crystal, ChargeDensity) else crystal
+    if model in (AUTO, WITH_POTENTIAL):
+        done = answer(crystal, potential=model == WITH_POTENTIAL)
         nearest = structure_model().nearest(structure)
         words = f"The nearest training crystal is {nearest.index[0]}, at a distance of {nearest.iloc[0]:.2f}."
     elif not isinstance(crystal, ChargeDensity):
@@ -103,7 +113,28 @@ def examine(crystal: ChargeDensity | Structure, name: str, model: str) -> Findin
             words = str(error)
     first, distance = (nearest.index[0], float(nearest.iloc[0])) if nearest is not None else ("", np.nan)
     records = [{**r, "nearest": first, "distance": distance} for r in named(done, name).records]
-    return Finding(records, nearest, words)
+    formula = structure.composition.reduced_formula
+    return Finding(formula, records, interval_parts(records, structure), nearest, words)
+
+
+def in_title(record: Mapping[str, Any]) -> str:
+    """A property as the page calls it, with its unit."""
+    words = record["property"].replace("youngs", "Young's").replace("debye", "Debye")
+    if record["model"] == DEFAULT_MODEL and words == "total energy":
+        words += " to the atoms of GPAW"  # not comparable to that of the Materials Project
+    return f"{words} ({record['unit']})" if record["unit"] else words
+
+
+def overview(findings: Mapping[str, Finding]) -> pd.DataFrame:
+    """All crystals, one a row: file, formula, all values to four digits, nearest crystal and its distance."""
+    rows = [
+        {"file": file, "formula": finding.formula}
+        | {in_title(r): float(f"{r['value']:.4g}") for r in finding.records}
+        | {"nearest": r["nearest"], "distance": round(r["distance"], 2), "warnings": len(r["warnings"])}
+        for file, finding in findings.items()
+        for r in finding.records[:1]
+    ]
+    return pd.DataFrame(rows)
 
 
 def examine_source(source: Source, model: str, folder: Path) -> Finding | EcdError:

@@ -13,19 +13,18 @@ from weakref import WeakSet
 
 from ecdlib.app.database import DatabaseTab
 from ecdlib.app.findings import latent_database
+from ecdlib.app.look import design
 from ecdlib.app.predict import PredictTab
 from ecdlib.app.uploads import CHUNK
+from ecdlib.app.worker import Worker
 from ecdlib.base.errors import EcdError
-from ecdlib.base.workers import ONE_THREAD, Bounded
+from ecdlib.base.workers import ONE_THREAD
 
 ADDRESS = "127.0.0.1"
-SECONDS = 120  #: that the computation for one file and model may take
-MEMORY = 4 * 2**30  #: bytes that it may need
-PRELOAD = ("ecdlib.app", "ecdlib.book.plotting", "ecdlib.learn.fusion", "torch", "lightgbm", "plotly.graph_objects")
 #: What a page may load, to be enforced by the browser: the app works offline, and tells no one what it is given.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 UNUSED = 300_000  #: ms that a page may take to load
-_SESSIONS: WeakSet[Bounded] = WeakSet()  # processes of the open pages
+_SESSIONS: WeakSet[Worker] = WeakSet()  # processes of the open pages
 _FOLDERS: set[Path] = set()  # of the open pages, for their files
 
 
@@ -38,7 +37,7 @@ def page() -> Any:
         # Panel sets it where it serves the HTML; a session that begins with the socket (the first one had expired while
         # a busy browser was loading) would send the browser to Panel's CDN
         pn.state.curdoc.template_variables["dist_url"] = LOCAL_DIST
-    folder, session = Path(tempfile.mkdtemp(prefix="ecd-app-")), Bounded(SECONDS, MEMORY, PRELOAD)
+    folder, session = Path(tempfile.mkdtemp(prefix="ecd-app-")), Worker()
     _SESSIONS.add(session)
     _FOLDERS.add(folder)
 
@@ -48,13 +47,19 @@ def page() -> Any:
         _FOLDERS.discard(folder)
 
     pn.state.on_session_destroyed(end)
+    tabs = {"Predict": PredictTab(folder, session).view, "Latent database": DatabaseTab(folder, session).view}
+    choice = pn.widgets.RadioButtonGroup(options=list(tabs), value="Predict", max_width=360)  # the keyboard reaches it
+
+    def choose(*_: Any) -> None:
+        for name, view in tabs.items():
+            view.visible = name == choice.value
+
+    choose()
+    choice.param.watch(choose, "value")
     return pn.Column(
         "# Crystal properties from electron densities",
-        pn.Tabs(
-            ("Predict", PredictTab(folder, session).view),
-            ("Latent database", DatabaseTab(folder, session).view),
-            dynamic=False,
-        ),
+        choice,
+        *tabs.values(),
         max_width=1200,
         styles={"margin": "0 auto", "padding": "0 16px"},
     )
@@ -129,7 +134,8 @@ def serve(port: int, show: bool) -> None:
 
     logging.basicConfig(level=logging.WARNING)
     os.environ.update(ONE_THREAD)  # sessions share the cores
-    pn.extension("plotly", "tabulator", "filedropper", sizing_mode="stretch_width")
+    look, css = design()
+    pn.extension("plotly", "tabulator", "filedropper", sizing_mode="stretch_width", design=look, raw_css=[css])
     address = f"{ADDRESS}:{port}"
     origins = [address, f"localhost:{port}"]  # no other page may talk to the server
     server = pn.io.server.get_server(
