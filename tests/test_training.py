@@ -147,7 +147,7 @@ def test_a_trained_network_predicts_its_training_samples_as_its_loss_says(precis
     mean, detail = torch.rand(40, 1, generator=generator), torch.rand(40, 1, generator=generator)
     X = (mean + 0.02 * detail * torch.cos(torch.arange(56) / 3.0)).numpy()  # as in autocorrelations, the mean dominates
     y = detail[:, 0].numpy().astype(float)
-    settings = replace(QUICK, epochs=40, first_cycle=40, precision=precision)
+    settings = replace(QUICK, epochs=80, first_cycle=80, precision=precision, seed=2)  # learns it on any processor
     model = TorchRegressor(lambda: LeanCNN("A", size=11), settings, "cpu", progress=False).fit(X, y)
     missed = ((model.predict(X) - y) ** 2).mean() / y.var()
     assert model.losses_[-1] < 0.1
