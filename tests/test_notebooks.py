@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_every_figure_of_a_chapter_is_cited_in_its_text(name):
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     figures = [cell.metadata["mystnb"]["figure"] for cell in cells if "figure" in cell.metadata.get("mystnb", {})]
     assert [f["caption"] for f in figures if f"{{numref}}`{f.get('name')}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", sorted(parameters.NOTEBOOKS))
+def test_a_cell_with_a_figure_shows_nothing_else(name):
+    """What a method of the axes returns would become a second output, and the figure's name a duplicate."""
+    cells = nbformat.read(runs.notebook_path(name), as_version=4).cells
+    figures = [cell for cell in cells if "figure" in cell.metadata.get("mystnb", {})]
+    last = [node for node in (ast.parse(cell.source).body[-1] for cell in figures) if isinstance(node, ast.Expr)]
+    calls = [ast.unparse(node.value.func) for node in last if isinstance(node.value, ast.Call)]
+    returns = re.compile(r"ax\w*\.(set\w*|legend|plot|bar\w*|hist|scatter|text|annotate)")
+    assert [call for call in calls if returns.fullmatch(call)] == []
 
 
 def test_a_chapter_is_executed_once_and_a_variant_beside_it(tmp_path, monkeypatch, capsys):
