@@ -229,6 +229,7 @@ class ChargeDensity:
             EcdError: see :func:`check_electrons`; a wrong unit shows there.
 
         Example:
+            >>> from pymatgen.core import Lattice, Structure
             >>> from pymatgen.io.vasp import Chgcar
             >>> structure = Structure(Lattice.cubic(2.0), ["H"], [[0, 0, 0]])
             >>> density = ChargeDensity.from_pymatgen(Chgcar(structure, {"total": np.ones((4, 4, 4))}))
