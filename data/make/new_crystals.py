@@ -84,22 +84,26 @@ def atomic_volumes() -> dict[str, float]:
     return dict(zip(shares.columns, found, strict=True))
 
 
+def drawable() -> set[str]:
+    """Elements that have a PAW set and are not left out."""
+    sets = known_sets()
+    return set(sets["element"][sets["family"].str.startswith("gpaw")]) - NOT_DRAWN
+
+
 def drawn() -> Iterator[tuple[str, Structure]]:
     """Name of the prototype and first guess of the primitive cell of each crystal."""
     crystals = load_crystals()
     lists = {*crystals["formula"], *load_matbench_elasticity()["formula"]}
     lists |= {s.composition.reduced_formula for s in load_structures().values()}
     known = {Composition(formula).reduced_formula for formula in lists}
-    sets = known_sets()
-    has_set = set(sets["element"][sets["family"].str.startswith("gpaw")])
-    volumes, random = atomic_volumes(), np.random.default_rng(SEED)
+    allowed, volumes, random = drawable(), atomic_volumes(), np.random.default_rng(SEED)
     cubic = crystals[crystals["crystal_system"] == "cubic"]
     kinds = pd.Series([prototype(str(name)) for name in cubic.index], cubic.index)
     for (kind, atoms), label in PROTOTYPES.items():
         cells = [primitive(load_structures()[name]) for name in kinds.index[kinds == kind]]
         cells = [cell for cell in cells if len(cell) == atoms]
         of_place = [sorted(set(found)) for found in zip(*map(places, cells), strict=True)]
-        of_place = [[e for e in found if e in has_set and e not in NOT_DRAWN] for found in of_place]
+        of_place = [[e for e in found if e in allowed] for found in of_place]
         done = 0
         while done < OF_EACH:
             elements = [str(random.choice(found)) for found in of_place]
@@ -116,18 +120,12 @@ def drawn() -> Iterator[tuple[str, Structure]]:
 
 def labelled() -> Iterator[tuple[str, Structure]]:
     """Name and primitive cell of a labelled crystal of each prototype, drawn at random."""
-    crystals, random = load_crystals(), np.random.default_rng(SEED)
-    sets = known_sets()
-    has_set = set(sets["element"][sets["family"].str.startswith("gpaw")])
+    crystals, allowed, random = load_crystals(), drawable(), np.random.default_rng(SEED)
     names = [str(name) for name in crystals.index[crystals["crystal_system"] == "cubic"]]
     for kind, atoms in PROTOTYPES:
         same = [name for name in names if prototype(name) == kind]
         cells = [(name, primitive(load_structures()[name])) for name in same]
-        fitting = [
-            (name, cell)
-            for name, cell in cells
-            if len(cell) == atoms and all(e in has_set and e not in NOT_DRAWN for e in places(cell))
-        ]
+        fitting = [(name, cell) for name, cell in cells if len(cell) == atoms and allowed.issuperset(places(cell))]
         yield fitting[int(random.integers(len(fitting)))]
 
 

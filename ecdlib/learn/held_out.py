@@ -49,19 +49,26 @@ from ecdlib.models.stacked import COVERAGE
 CLUSTERS: tuple[Literal["random", "prototypes", "pairs"], ...] = ("random", "prototypes", "pairs")
 
 
-def as_chgcars(names: list[str]) -> Iterator[ChargeDensity | None]:
-    """Bundled densities after they were written as CHGCARs and read again, without a word on their valence.
+def as_chgcar(density: ChargeDensity) -> ChargeDensity:
+    """A density after it was written as a CHGCAR and read again, without a word on its valence.
 
-    None where the file gets no answer.
+    Raises:
+        EcdError: the file gets no answer.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            path = Path(folder) / "CHGCAR"
-            write_chgcar(replace(load_density(name), convention=None, valence=None, potentials=None), path)
-            try:
-                yield read_density(path)
-            except EcdError:
-                yield None
+        path = Path(folder) / "CHGCAR"
+        write_chgcar(replace(density, convention=None, valence=None, potentials=None), path)
+        return read_density(path)
+
+
+def as_chgcars(names: list[str]) -> Iterator[ChargeDensity | None]:
+    """Bundled densities as :func:`as_chgcar` gives them; None where the file gets no answer."""
+    for name in names:
+        density = load_density(name)
+        try:
+            yield as_chgcar(density)
+        except EcdError:
+            yield None
 
 
 def run_held_out(out: Path) -> None:

@@ -225,7 +225,11 @@ def descriptor_table(names: Sequence[str]) -> pd.DataFrame:
 def potential_alone(names: Sequence[str]) -> Floats:
     """Hill averages ``(n, 2)`` of bulk and shear modulus, GPa, as the potential has them, without any model."""
     potential = load_potential()
-    logs = tensor_features(potential)[pd.Index(potential.names).get_indexer(pd.Index(list(names)))]
+    return hill_moduli(tensor_features(potential)[pd.Index(potential.names).get_indexer(pd.Index(list(names)))])
+
+
+def hill_moduli(logs: Floats) -> Floats:
+    """Hill averages ``(n, 2)`` of bulk and shear modulus, GPa, of relaxed tensors, from :func:`tensor_features`."""
     voigt_bulk, voigt_shear, reuss_bulk, reuss_shear = np.exp(logs[:, 10:14].T)
     return np.stack([(voigt_bulk + reuss_bulk) / 2, (voigt_shear + reuss_shear) / 2], axis=1)
 

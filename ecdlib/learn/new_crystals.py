@@ -7,9 +7,7 @@ have not seen them.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import data_file
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.density.io import read_density, write_chgcar
 from ecdlib.density.store import load_densities
 from ecdlib.density.superpose import structure_of
 from ecdlib.features.composition import magpie_features
@@ -30,7 +27,8 @@ from ecdlib.features.sevennet import potential_tensors
 from ecdlib.learn.answer import answer
 from ecdlib.learn.any_crystal import ENDS, write_predictions
 from ecdlib.learn.domain import DEFAULT_MODEL
-from ecdlib.learn.inputs import INPUTS, TARGETS, fit_and_predict, study_blocks, study_names, study_truth
+from ecdlib.learn.held_out import as_chgcar
+from ecdlib.learn.inputs import INPUTS, TARGETS, fit_and_predict, hill_moduli, study_blocks, study_names, study_truth
 from ecdlib.learn.protocol import Fit
 
 #: Sets of inputs that the same model is asked with, as in the chapter on what the calculation adds.
@@ -79,10 +77,7 @@ def _answered(density: ChargeDensity, given: str) -> tuple[Any, ...]:
     """Name, what was given, value, low and high of the bulk modulus, as ``ecd predict`` answers."""
     asked: Any = structure_of(density)
     if not given.startswith("structure"):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "CHGCAR"
-            write_chgcar(replace(density, convention=None, valence=None, potentials=None), path)
-            asked = read_density(path)
+        asked = as_chgcar(density)
     chosen = {"model": DEFAULT_MODEL} if given == DEFAULT_MODEL else {"potential": given.endswith("potential")}
     found = answer(asked, **chosen).records
     record = next(r for r in found if r["property"] == "bulk modulus")
@@ -110,7 +105,6 @@ def _studied(densities: list[ChargeDensity]) -> dict[str, Floats]:
     for inputs in STUDIED:
         predicted = fit_and_predict(every, INPUTS[inputs], labels, fit, subset=250, steps=15, seed=0)
         found[f"study: {inputs}"] = predicted[~train, 0]
-    logs = tensor_features(tensors)
-    found["potential alone"] = np.exp(logs[:, [10, 12]]).mean(1)
+    found["potential alone"] = hill_moduli(mine["potential"])[:, 0]
     found["mean"] = np.full(len(names), load_crystals().loc[known, "bulk_modulus"].mean())
     return found
