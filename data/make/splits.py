@@ -3,6 +3,7 @@
     python data/make/splits.py pydemi       pydemi_split: its 606 test crystals, all properties
     python data/make/splits.py published    published_split: LatentMatFusion's test crystals, its properties
     python data/make/splits.py 5-fold       five_fold: all 6,059 crystals, five folds
+    python data/make/splits.py cubic-892    cubic_892: the 892 cubic crystals, ten folds, five times
     python data/make/splits.py matbench     matbench_folds: Matbench's official folds, log10 K and log10 G
     python data/make/splits.py held-out     held_out: the book's final test, once
     python data/make/splits.py elements     unseen_elements: each element's crystals left out
@@ -35,6 +36,8 @@ if __name__ == "__main__":
         run_split(RESULTS / "published_split.csv", "published", PUBLISHED)
     elif which == "5-fold":
         run_split(RESULTS / "five_fold.csv.xz", "5-fold", PUBLISHED[:2], (*PUBLISHED[:2], "debye_temperature"))
+    elif which == "cubic-892":
+        run_split(RESULTS / "cubic_892.csv.xz", "cubic-892", ("bulk_modulus", "total_energy"))
     elif which == "matbench":
         matbench(RESULTS / "matbench_folds.csv.xz")
     elif which == "held-out":
