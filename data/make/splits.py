@@ -9,6 +9,7 @@
     python data/make/splits.py elements     unseen_elements: each element's crystals left out
     python data/make/splits.py clusters     clusters: whole prototypes and pairs of elements left out
     python data/make/splits.py new          new_crystals: crystals that no list holds (needs the extra "potential")
+    python data/make/splits.py new-known    new_crystals_known: the same, most of them among the training crystals
 
 A quarter of an hour to an hour of one core each; resumable.
 """
@@ -22,7 +23,7 @@ from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT
 from ecdlib.learn.any_crystal import matbench, run_split, write_predictions
 from ecdlib.learn.held_out import run_held_out, without_cluster, without_element
-from ecdlib.learn.new_crystals import run_new_crystals
+from ecdlib.learn.new_crystals import run_among_themselves, run_new_crystals
 
 RESULTS = ROOT / "data" / "results"
 #: What LatentMatFusion's Table 1 has; Young's modulus and Debye temperature follow.
@@ -55,5 +56,7 @@ if __name__ == "__main__":
         write_predictions(RESULTS / "clusters.csv.xz", table, note)
     elif which == "new":
         run_new_crystals(RESULTS / "new_crystals.csv")
+    elif which == "new-known":
+        run_among_themselves(RESULTS / "new_crystals_known.csv")
     else:
         sys.exit(__doc__)

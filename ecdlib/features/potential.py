@@ -1,6 +1,6 @@
 """What a foundation potential says of a crystal: an adapter to elastic tensors that were computed with it.
 
-Tensors by SevenNet-l3i5 are bundled (``data/potential/sevennet_l3i5.npz``). The potential was trained on relaxations
+Tensors by SevenNet-l3i5 are bundled (``data/potential``). The potential was trained on relaxations
 of the Materials Project, the crystals here among them, but on no elastic constant. It has seen their energies, so that
 neither its energies nor its atomic features may be inputs of a model of energies.
 """
@@ -38,9 +38,15 @@ class PotentialTensors:
 
 @read_once
 def load_potential() -> PotentialTensors:
-    """Of 5,917 crystals, by the names of :func:`ecdlib.data.tables.load_crystals`."""
-    with np.load(data_file("potential/sevennet_l3i5.npz"), allow_pickle=False) as z:
-        arrays = {name: z[name] for name in z.files}
+    """Of bundled structures, by the names of :func:`ecdlib.data.tables.load_structures`.
+
+    5,917 of the 6,059 labelled crystals, and Matbench's binary crystals of at most ten atoms.
+    """
+    parts = []
+    for name in ("sevennet_l3i5", "sevennet_l3i5_binary"):
+        with np.load(data_file(f"potential/{name}.npz"), allow_pickle=False) as z:
+            parts.append({key: z[key] for key in z.files})
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def full(triangle: NDArray[Any]) -> Floats:
         tensor = np.zeros((len(triangle), 6, 6))
