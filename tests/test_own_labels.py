@@ -64,6 +64,14 @@ def test_a_table_is_checked_before_the_work(tmp_path: Path) -> None:
     assert "has no number in 'density (g/cm3)' in row 3, which holds '3.4 g'. Write a plain number" in text
     words = refused(table().astype(str).assign(**{"density (g/cm3)": "heavy"}), tmp_path)
     assert "in rows 2, 3, 4, 5, 6, ..., the first of which holds 'heavy'" in words
+    text = refused(table(name="a salt").assign(**{"density (g/cm3)": "3.4 g"}), tmp_path)
+    assert "has no column of numbers: in row 2, 'density (g/cm3)' holds '3.4 g', 'name' holds 'a salt'. Write" in text
+    partly = changed(0, "density (g/cm3)", 3.4).assign(name="a salt")
+    partly.loc[1:, "density (g/cm3)"] = "3.4 g"
+    assert "no number in 'density (g/cm3)' in rows 3, 4, 5, 6, 7, ..., the first of which holds '3.4 g'" in refused(
+        partly, tmp_path
+    )
+    assert "holds no crystals" in refused("file,name,y\n", tmp_path)
     assert "Add one with the labels" in refused(table()[["crystal"]], tmp_path)
     assert f"At least {FEWEST}" in refused(table()[:10], tmp_path)
     assert "same label in every row" in refused(table().assign(**{"density (g/cm3)": 2.0}), tmp_path)

@@ -79,7 +79,7 @@ def test_a_session_has_fifteen_to_twenty_five_slides(session: dict[str, Any]) ->
     assert sum("plot:" in slide.text for slide in written) >= 3, "pictures of concepts"
     assert sum("figure:" in slide.text for slide in written) >= 3, "figures of its chapters"
     assert all(len(PICTURE.findall(slide.text)) <= 1 for slide in written)
-    assert set(chapters_of(session["name"])) <= {*session["pages"], "elastic_quantities"}
+    assert set(chapters_of(session["name"])) <= {*session["pages"]}
 
 
 @pytest.mark.parametrize("session", SESSIONS)

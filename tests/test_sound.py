@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from ecdlib.base.errors import EcdError
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.elastic.moduli import (
     QUANTITIES,
+    PaperTable,
     cell_mass,
     debye_temperature,
     elastic_quantities,
@@ -28,6 +29,7 @@ from ecdlib.elastic.moduli import (
     sound_velocities,
     youngs_modulus,
 )
+from ecdlib.elastic.printed import PrintedTable
 from ecdlib.elastic.strain import CubicConstants, voigt_reuss_hill
 
 modulus = st.floats(1, 500)
@@ -321,3 +323,10 @@ def test_three_crystals_of_table_a1_are_in_the_training_data_of_the_networks():
         if name:  # for GaTe the volume of today is another
             assert crystals.loc[name, "material_id"] == material
             assert structures[name].volume == pytest.approx(a1.loc[material, "V"], abs=1e-3)
+
+
+def test_the_readings_of_the_library_are_those_computed_here():
+    for which in get_args(PaperTable):
+        table, t = PrintedTable.load(which), load_paper_table(which)
+        for column in SYMBOLS:
+            assert int(table.follows(column, column).sum()) == within_rounding(t, column, column)

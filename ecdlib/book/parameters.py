@@ -225,11 +225,19 @@ class TenLinesParameters(Parameters):
 
 
 class ElasticQuantitiesParameters(Parameters):
-    """Two moduli, seven quantities: sound, Poisson, Pugh, Debye, and an audit of printed tables."""
+    """Two moduli, seven quantities: sound, Poisson, Pugh, Debye."""
 
     crystal: Crystal = Field("TiN_225", description="crystal that is taken through the formulas and marked on the map")
     log10_std: float = Field(
         0.1, gt=0, le=0.3, description="standard deviation of log10 K and log10 G whose reach is shown"
+    )
+
+
+class TableAuditParameters(Parameters):
+    """Forty printed rows: which numbers of a paper follow from its own equations."""
+
+    highlight: float = Field(
+        1.0, gt=0, le=100, description="deviation in per cent beyond which a number of the two tables is red"
     )
 
 
@@ -287,6 +295,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "ten_lines": TenLinesParameters,
     "cgcnn": CgcnnParameters,
     "elastic_quantities": ElasticQuantitiesParameters,
+    "table_audit": TableAuditParameters,
     "screening": ScreeningParameters,
     "candidates": CandidatesParameters,
 }

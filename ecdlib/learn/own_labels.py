@@ -79,21 +79,27 @@ def read_labels(path: str | os.PathLike[str], column: str = "", unit: str = "") 
         table = pd.read_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
         raise EcdError(path, f"is no table ({error})", "Give a CSV file with a line of column names.") from error
+    if table.empty:
+        raise EcdError(path, "holds no crystals", f"At least {FEWEST} are needed.")
     crystals = next((c for c in table.columns if str(c).lower() in CRYSTALS), table.columns[0])
     others = {str(c): pd.to_numeric(table[c], errors="coerce") for c in table.columns if c != crystals}
     shares = {name: float(np.isfinite(values).mean()) for name, values in others.items()}
-    numeric = [name for name, share in shares.items() if share == 1] or [
-        n for n, share in shares.items() if share > 0.5
-    ]
+    numeric: list[str] = []
+    for enough in (1.0, 0.5, 1 / len(table)):  # complete columns, else those that are numbers mostly, else in part
+        numeric = numeric or [name for name, share in shares.items() if share >= enough]
     column = column or (numeric[0] if len(numeric) == 1 else next(iter(others)) if len(others) == 1 else "")
+    if others and not numeric and not column:
+        first = ", ".join(f"'{name}' holds {_shown(table[name].iloc[0])}" for name in others)
+        raise EcdError(
+            path, f"has no column of numbers: in row 2, {first}", "Write the labels as plain numbers, as 12.5."
+        )
     if column not in others:
         what = f"has no column '{column}'" if column else f"has {len(numeric)} columns of numbers"
         remedy = f"Name one with --column: {', '.join(others)}." if others else "Add one with the labels."
         raise EcdError(path, what, remedy)
     labels = others[column].to_numpy(dtype=float)
     if (bad := np.flatnonzero(~np.isfinite(labels))).size:
-        held = table[column].iloc[int(bad[0])]
-        shown = "nothing" if pd.isna(held) else f"'{str(held)[:40]}'"
+        shown = _shown(table[column].iloc[int(bad[0])])
         what = f"has no number in '{column}' in {_rows(bad)}, which holds {shown}"
         what = what.replace(", which holds", ", the first of which holds") if bad.size > 1 else what
         raise EcdError(path, what, "Write a plain number, as 12.5, or leave the row out.")
@@ -110,6 +116,11 @@ def read_labels(path: str | os.PathLike[str], column: str = "", unit: str = "") 
     structures = [_crystal(text, row, path) for row, text in enumerate(table[crystals].astype(str))]
     _check_distinct(structures, path)
     return OwnLabels(column, "" if unit == "1" else unit, structures, labels)
+
+
+def _shown(held: Any) -> str:
+    """What a field of the table holds, in words."""
+    return "nothing" if pd.isna(held) else f"'{str(held)[:40]}'"
 
 
 def _rows(numbers: Any) -> str:
