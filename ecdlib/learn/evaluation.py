@@ -31,6 +31,30 @@ def scores(truth: Floats, prediction: Floats) -> dict[str, float]:
     }
 
 
+def in_order(family: pd.Series, truth: pd.Series, prediction: pd.Series) -> pd.Series:
+    """Share of the pairs within a family that a prediction puts in the right order; half is chance.
+
+    Args:
+        family: of each crystal, say its formula if polymorphs are to be told apart.
+        truth, prediction: of each crystal; the same index.
+
+    Returns:
+        One value for each family with two different true values.
+
+    Example:
+        >>> family = pd.Series(["SiO2", "SiO2", "TiO2", "TiO2", "ZnO"])
+        >>> in_order(family, pd.Series([1.0, 2, 3, 4, 5]), pd.Series([10.0, 20, 4, 3, 9])).to_dict()
+        {'SiO2': 1.0, 'TiO2': 0.0}
+    """
+    found = {}
+    for name, rows in family.groupby(family).groups.items():
+        i, j = np.triu_indices(len(rows), 1)
+        true, said = (np.sign(x[rows].to_numpy()[i] - x[rows].to_numpy()[j]) for x in (truth, prediction))
+        if true.any():
+            found[name] = float((true == said)[true != 0].mean())
+    return pd.Series(found, dtype=float)
+
+
 def resampled_ranks(X: pd.DataFrame, y: pd.Series, resamples: int, seed: int = 0) -> Floats:
     """Spearman's rank correlation of each column with ``y``, on samples drawn with replacement.
 
