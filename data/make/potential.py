@@ -1,9 +1,10 @@
 """Elastic tensors by the foundation potential SevenNet-l3i5, as data/potential/sevennet_l3i5.npz holds them.
 
-    python data/make/potential.py STRUCTURES.json.xz OUT.npz
+    python data/make/potential.py STRUCTURES.json.xz OUT.npz [PROCESSES]
 
 STRUCTURES.json.xz is a file like data/mp_structures.json.xz. Crystals that the potential cannot be asked about are
-named and left out. A run that was cut off resumes. Needs the extra ``potential``; numbers are kept in half precision.
+named and left out; small ones come first. A run that was cut off resumes. Needs the extra ``potential``; numbers are
+kept in half precision.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from tqdm import tqdm
 from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.base.pieces import in_pieces
 from ecdlib.base.resources import sha256
+from ecdlib.base.workers import in_processes
 from ecdlib.features.potential import TRIANGLE, PotentialTensors
 from ecdlib.features.sevennet import check_crystal, potential_tensors
 
-CHUNK = 50
+CHUNK = 8
 
 
 def halved(found: PotentialTensors) -> dict[str, Any]:
@@ -45,25 +47,31 @@ def usable(name: str, structure: Structure) -> bool:
     return True
 
 
-def main(source: Path, out: Path) -> None:
+def piece(names: tuple[str, ...], structures: tuple[Structure, ...]) -> tuple[dict[str, Any], float]:
+    """What is stored of some crystals, and the seconds that it took."""
+    began = time.monotonic()
+    return halved(potential_tensors(structures, names, progress=False)), time.monotonic() - began
+
+
+def main(source: Path, out: Path, processes: int) -> None:
     """Compute what is missing and write the file."""
     with lzma.open(source, "rt") as f:
         given = {name: Structure(e["lattice"], e["species"], e["frac_coords"]) for name, e in json.load(f).items()}
     crystals = [(name, s) for name, s in tqdm(given.items(), "Reading") if usable(name, s)]
+    crystals.sort(key=lambda crystal: len(crystal[1]))
+    tasks = {f"{i:06d}": tuple(zip(*crystals[i : i + CHUNK], strict=True)) for i in range(0, len(crystals), CHUNK)}
     with in_pieces(out, "potential", {"structures": sha256(source)}) as pieces:
-        for start in tqdm(range(0, len(crystals), CHUNK), "Pieces"):
-            if (piece := f"{start:06d}") in pieces:
-                continue
-            began = time.monotonic()
-            names, structures = zip(*crystals[start : start + CHUNK], strict=True)
-            pieces.save(piece, halved(potential_tensors(structures, names, progress=False)), time.monotonic() - began)
-        parts = [pieces.load(piece) for piece in pieces.names]
+        missing = [name for name in tasks if name not in pieces]
+        done = in_processes(piece, [tasks[name] for name in missing], processes)
+        for i, (arrays, seconds) in tqdm(done, "Pieces", len(missing)):
+            pieces.save(missing[i], arrays, seconds)
+        parts = [pieces.load(name) for name in pieces.names]
         with atomic_write(out) as temporary:
             np.savez_compressed(temporary, **{key: np.concatenate([p[key] for p in parts]) for key in parts[0]})
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1)
     except EcdError as error:
         sys.exit(str(error))

@@ -36,7 +36,7 @@ GPA = 160.21766208  #: of 1 eV/Å³
 #: Atoms of the largest primitive cell that is taken: as many as the bundled tensors have.
 MAX_ATOMS = 30
 #: Bonds that are evaluated at once; each takes about 0.25 MB.
-BUDGET = {"cpu": 2_000, "cuda": 20_000}
+BUDGET = {"cpu": 500, "cuda": 20_000}
 #: On one core, for each atom of an evaluation.
 SECONDS = 0.05
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
