@@ -23,8 +23,8 @@ from ecdlib.data.tables import load_structures
 from ecdlib.density.core import SYMPREC, symmetry
 from ecdlib.density.superpose import superpose
 from ecdlib.features.bonds import REACH, SHELLS, _elements, bond_statistics
-from ecdlib.features.crystal import structure_features
-from ecdlib.features.invariants import density_invariants, structure_invariants
+from ecdlib.features.crystal import joined_features, log_invariants, log_quantiles, structure_features
+from ecdlib.features.invariants import CONVENTIONS, density_invariants, structure_invariants
 from ecdlib.features.potential import PotentialTensors, load_potential, tensor_features
 from ecdlib.learn.any_crystal import (
     LEARNED,
@@ -40,6 +40,7 @@ from ecdlib.learn.any_crystal import (
     unscaled,
 )
 from ecdlib.learn.crystal_model import standard
+from ecdlib.learn.model_file import load_model
 from ecdlib.models import group_gpr
 from ecdlib.models.group_gpr import GroupGPR
 from ecdlib.models.stacked import BlockScaler, StackedModel
@@ -160,6 +161,26 @@ def test_features_do_not_depend_on_cell_orientation_or_origin() -> None:
         for name, values in expected.items():
             # the grid of the quantiles lies elsewhere: their extremes move a little
             np.testing.assert_allclose(found[name], values, atol=0.2 if "quantiles" in name else 2e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["zincblende", "triclinic", "hexagonal"])
+def test_features_of_both_conventions_are_those_of_each_alone(name: str) -> None:
+    structure = crystal(name)
+    found, reduced = structure_features(structure), structure.get_reduced_structure()
+    for convention in CONVENTIONS:
+        p, quantiles = structure_invariants(reduced, convention), log_quantiles(superpose(reduced, convention))
+        np.testing.assert_allclose(found[f"invariants {convention}"], log_invariants(p), rtol=1e-9)
+        np.testing.assert_allclose(found[f"quantiles {convention}"], quantiles, rtol=1e-6)
+    np.testing.assert_allclose(found["bonds"], bond_statistics(reduced), rtol=1e-9, atol=1e-9)
+
+
+def test_features_are_those_that_the_shipped_model_was_trained_on() -> None:
+    model = load_model("crystal")
+    names, structures = model.arrays["names"].tolist(), load_structures()
+    some = list(range(0, len(names), 700))
+    prepared = [model.prepare(structures[names[row]]) for row in some]
+    rows = joined_features([p.features for p in prepared], [p.cell.composition.reduced_formula for p in prepared])
+    np.testing.assert_allclose(model.scaler.transform(rows), model.arrays["X"][some], rtol=2e-3, atol=2e-3)
 
 
 def test_bonds_are_a_sum_over_neighbours() -> None:

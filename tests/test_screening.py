@@ -22,9 +22,11 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
 from ecdlib.cli import app
 from ecdlib.crystals import screening
+from ecdlib.crystals.hypothetical import hypothetical_crystals
 from ecdlib.crystals.screening import COLUMNS, KEPT, compact, load_screened, screen
 from ecdlib.data.tables import load_structures
 from ecdlib.elastic.moduli import elastic_quantities
+from ecdlib.learn.answer import predictions
 from ecdlib.learn.model_file import load_model
 
 NAMES = ["NaCl_225", "Fe3SnC_221", "CaMg2_194", "BaTiO3_221", "MgO_225", "K3BiTe3_198", "PbS_225"]
@@ -268,6 +270,22 @@ def test_bad_names_and_files_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["screen", "x", "-o", str(tmp_path / "t.parquet"), "--workers", "-1"])
     assert done.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["no.parquet"]
+
+
+def test_a_screening_answers_as_a_prediction_does(tmp_path: Path) -> None:
+    table, _ = run("hypothetical:5", out=tmp_path / "t.parquet", model="crystal")
+    for row, candidate in zip(table.itertuples(), hypothetical_crystals(5), strict=True):
+        known = predictions(candidate.structure).set_index("property")
+        value, std = (known.loc[["bulk modulus", "shear modulus"], column].to_numpy() for column in ("value", "std"))
+        assert [row.bulk_modulus, row.shear_modulus] == pytest.approx(value, rel=1e-6)
+        assert row.youngs_modulus == pytest.approx(known.loc["youngs modulus", "value"], rel=1e-6)
+        if (known.loc[["bulk modulus", "shear modulus"], "low"] > 0).all():  # not cut off
+            assert [row.bulk_modulus_std, row.shear_modulus_std] == pytest.approx(std, rel=1e-6)
+
+
+def test_the_network_takes_no_element_beyond_fermium(model: str) -> None:
+    with pytest.raises(EcdError, match="element beyond fermium"):
+        load_model(model).prepare(Structure(4 * np.eye(3), ["Md"], [[0, 0, 0]]), None)
 
 
 def test_the_model_of_all_properties_screens_too(files: Path, tmp_path: Path) -> None:

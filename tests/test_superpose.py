@@ -15,7 +15,7 @@ from ecdlib.base.errors import EcdError
 from ecdlib.data.tables import load_structures
 from ecdlib.density.cell import resample, supercell
 from ecdlib.density.store import load_densities, load_density
-from ecdlib.density.superpose import SUPERPOSED, reciprocal_density, superpose
+from ecdlib.density.superpose import SUPERPOSED, AtomicWaves, reciprocal_density, superpose
 from ecdlib.density.valence import (
     SMOOTHING,
     WAVES,
@@ -92,6 +92,17 @@ def test_coefficients_are_those_of_the_grid_and_the_sphere_is_whole(
     assert len({tuple(row) for row in np.concatenate([m, -m])}) == 2 * len(G) - 1
     assert np.allclose(spectrum[tuple(m.T)], F, atol=1e-10)
     assert np.abs(spectrum.ravel()[~inside]).max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["rocksalt", "triclinic"])
+def test_coefficients_are_the_sum_over_the_atoms(kind: str, structure: Callable[..., Structure]) -> None:
+    crystal = structure(kind)
+    waves = AtomicWaves.of(crystal)
+    lengths = np.linalg.norm(waves.G, axis=1)
+    for found, convention in zip(waves.coefficients(TARGETS, smoothing=0), TARGETS, strict=True):
+        form_factors = {e: atomic_form_factor(e, convention)(lengths) for e in set(waves.symbols.tolist())}
+        expected = sum(form_factors[site.specie.symbol] * np.exp(-1j * waves.G @ site.coords) for site in crystal)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * abs(found[0]))
 
 
 def test_a_cutoff_leaves_out_waves_and_changes_no_other(structure: Callable[..., Structure]) -> None:

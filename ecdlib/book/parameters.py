@@ -190,9 +190,17 @@ class AnyCrystalParameters(Parameters):
 
 
 class FusionDataParameters(Parameters):
-    """Labels of 6,059 crystals: crystal systems, distributions, what the energies mean."""
+    """Labels of 6,059 crystals: crystal systems, distributions, and labels that cannot be right."""
 
     bins: int = Field(40, ge=5, le=200, description="bins of the histograms")
+
+
+class LabelOriginsParameters(Parameters):
+    """What the labels are made of: zeros of energy, Debye temperatures, polymorphs."""
+
+    tiny: ClassVar[dict[str, Any]] = {"folds": 3}
+
+    folds: int = Field(10, ge=2, le=20, description="folds in which the linear model of composition is evaluated")
 
 
 class CostParameters(Parameters):
@@ -287,6 +295,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "descriptors": DescriptorsParameters,
     "any_crystal": AnyCrystalParameters,
     "fusion_data": FusionDataParameters,
+    "label_origins": LabelOriginsParameters,
     "autoencoder": AutoencoderParameters,
     "latent_database": LatentDatabaseParameters,
     "fusion": FusionParameters,

@@ -28,8 +28,8 @@ from ecdlib.crystals.sources import read_source
 from ecdlib.data.tables import crystal_system
 from ecdlib.density.core import Floats, symmetry
 from ecdlib.elastic.moduli import QUANTITIES, elastic_quantities
+from ecdlib.features.crystal import GRAMS_PER_CM3
 from ecdlib.learn.model_file import load_model, model_files
-from ecdlib.models.cgcnn import N_ELEMENTS
 
 CHUNK = 500  #: crystals that a worker takes at once
 
@@ -81,27 +81,25 @@ def crystal_columns(candidate: Candidate, found: Any) -> dict[str, Any]:
         found: its :func:`ecdlib.density.core.symmetry`.
 
     Raises:
-        EcdError: no symmetry found, elements beyond fermium.
+        EcdError: no symmetry found.
     """
-    structure = candidate.structure
-    numbers = list(structure.atomic_numbers)
-    if max(numbers) > N_ELEMENTS:
-        raise EcdError(candidate.id, "holds an element beyond fermium", "The network does not know it.")
     if found is None:
         raise EcdError(candidate.id, "has no symmetry that spglib can find", "Check its cell and coordinates.")
-    primitive = len(set(found.mapping_to_primitive)) / len(numbers)
+    composition, volume = candidate.structure.composition, candidate.structure.volume
+    atoms, weight = len(candidate.structure), float(composition.weight)
+    primitive = len(np.unique(found.mapping_to_primitive)) / atoms
     return {
         "id": candidate.id,
-        "formula": structure.composition.reduced_formula,
+        "formula": composition.reduced_formula,
         "source": candidate.source,
         "hypothetical": bool(candidate.info.get("hypothetical", False)),
         "prototype": str(candidate.info.get("prototype", "")),
         "spacegroup": int(found.number),
         "crystal_system": crystal_system(found.number),
-        "n_atoms": round(len(numbers) * primitive),
-        "density": float(structure.density),
-        "volume": structure.volume * primitive,
-        "mass": float(structure.composition.weight) * primitive,
+        "n_atoms": round(atoms * primitive),
+        "density": weight * GRAMS_PER_CM3 / volume,
+        "volume": volume * primitive,
+        "mass": weight * primitive,
         "band_gap": candidate.info.get("band_gap"),
     }
 
@@ -134,7 +132,7 @@ def predict_elasticity(candidates: Sequence[Candidate], model: ModuliModel) -> t
         except EcdError as error:
             failed.append(f"{candidate.id}: {error.problem}. {error.remedy}")
             continue
-        unseen = {e.symbol for e in candidate.structure.composition if e.Z not in model.elements}
+        unseen = {e.symbol for e in set(candidate.structure.species) if e.Z not in model.elements}
         known = f"{row['formula']}_{row['spacegroup']}" in model.trained_on
         rows.append({**row, "unseen_elements": " ".join(sorted(unseen)), "in_training": known})
         prepared.append(ready)

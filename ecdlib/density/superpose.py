@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 from pymatgen.core import Lattice, Structure
+from scipy.interpolate import CubicSpline
 
 from ecdlib.base.errors import EcdError
 from ecdlib.density.cell import fast_length
@@ -34,12 +36,13 @@ def _sphere(lattice: Floats, cutoff: float) -> tuple[list[Floats], Indices, Floa
     reciprocal = 2 * np.pi * np.linalg.inv(lattice).T  # rows
     reach = np.floor(cutoff * np.linalg.norm(lattice, axis=1) / (2 * np.pi) + 1e-6).astype(int)
     modes = [np.arange(-n, n + 1.0) for n in reach[:2]] + [np.arange(reach[2] + 1.0)]
-    m = np.ix_(*modes)
     metric = reciprocal @ reciprocal.T
-    squared = sum(metric[i, j] * m[i] * m[j] for i in range(3) for j in range(3))
-    half = (m[2] > 0) | (m[1] > 0) | ((m[1] == 0) & (m[0] > 0))
-    inside = ((squared <= cutoff**2 * (1 + 1e-9)) & half).nonzero()
-    indices = tuple(np.concatenate([[n], found]) for n, found in zip((*reach[:2], 0), inside, strict=True))
+    a, b, c = np.ix_(*modes)
+    squared = metric[0, 0] * a**2 + (2 * metric[0, 1] * a + metric[1, 1] * b) * b + metric[2, 2] * c**2
+    squared += 2 * (metric[0, 2] * a + metric[1, 2] * b) * c
+    inside = squared <= cutoff**2 * (1 + 1e-9)
+    inside[..., 0] &= ((b > 0) | ((b == 0) & (a > 0)))[..., 0]  # one of each pair
+    indices = tuple(np.concatenate([[n], found]) for n, found in zip((*reach[:2], 0), inside.nonzero(), strict=True))
     chosen = np.stack([along[i] for along, i in zip(modes, indices, strict=True)], axis=1)
     return modes, indices, chosen @ reciprocal
 
@@ -76,20 +79,75 @@ def reciprocal_density(
     """
     if not 0 < cutoff <= WAVES:
         raise EcdError(f"cutoff {cutoff:g}", f"form factors end at {WAVES:g} 1/Å", "Choose a smaller cutoff, above 0.")
-    modes, indices, G = _sphere(np.asarray(structure.lattice.matrix), cutoff)
-    return G, _coefficients(structure, convention, smoothing, modes, indices, G)
+    waves = AtomicWaves.of(structure, cutoff)
+    return waves.G, waves.coefficients([convention], smoothing)[0]
 
 
-def _coefficients(
-    structure: Structure, convention: Target, smoothing: float, modes: list[Floats], indices: Indices, G: Floats
-) -> Complexes:
-    squared = (G**2).sum(1)
-    lengths, symbols = np.sqrt(squared), np.array([site.specie.symbol for site in structure])
-    F = np.zeros(len(G), dtype=complex)
-    for element in dict.fromkeys(symbols):
-        phases = _phases(modes, structure.frac_coords[symbols == element])
-        F += atomic_form_factor(str(element), convention)(lengths) * phases[indices]
-    return F * np.exp(-squared * smoothing**2 / 2)
+class AtomicWaves:
+    """Waves of superposed free atoms within a sphere; what does not depend on the convention is computed once.
+
+    Args:
+        lattice: ``(3, 3)``, Å, rows are the cell vectors.
+        symbols: element of each atom.
+        positions: fractional coordinates ``(n_atoms, 3)``.
+        cutoff: length of the longest wave, 1/Å.
+
+    Attributes:
+        G: ``(m, 3)``, see :func:`reciprocal_density`.
+        squared: |G|² ``(m,)``.
+    """
+
+    def __init__(self, lattice: Floats, symbols: Sequence[str], positions: Floats, cutoff: float = WAVES):
+        self.lattice, self.symbols, self.positions = lattice, np.array(symbols), positions
+        self._modes, self._indices, self.G = _sphere(lattice, cutoff)
+        self.squared: Floats = np.einsum("ij,ij->i", self.G, self.G)
+
+    @classmethod
+    def of(cls, structure: Structure, cutoff: float = WAVES) -> Self:
+        """Those of a structure."""
+        symbols = [site.specie.symbol for site in structure]
+        return cls(np.asarray(structure.lattice.matrix), symbols, structure.frac_coords, cutoff)
+
+    def coefficients(self, conventions: Sequence[Target], smoothing: float = SMOOTHING) -> Complexes:
+        """F(G) in several conventions, ``(conventions, m)``."""
+        elements = dict.fromkeys(self.symbols.tolist())
+        splines = {element: [atomic_form_factor(element, c) for c in conventions] for element in elements}
+        knots = next(iter(splines.values()))[0].x  # of all, at equal distances from 0 on
+        lengths = np.sqrt(self.squared)
+        piece = np.minimum((lengths / knots[1]).astype(np.intp), len(knots) - 2)
+        t = lengths - knots[piece]
+        flat = np.ravel_multi_index(self._indices, [len(along) for along in self._modes])
+        F = np.zeros((len(conventions), len(self.G)), dtype=complex)
+        for element, of_element in splines.items():
+            phases = _phases(self._modes, self.positions[self.symbols == element]).ravel()[flat]
+            for total, spline in zip(F, of_element, strict=True):
+                total += _evaluated(spline, piece, t) * phases
+        F *= np.exp(-self.squared * smoothing**2 / 2)
+        return F
+
+    def on_grid(self, F: Complexes) -> Floats:
+        """Densities ``(n, nx, ny, nz)`` in e/Å³ with coefficients ``(n, m)``, on the smallest grid that holds them."""
+        nx, ny, nz = shape = [fast_length(2 * along[-1] + 1) for along in self._modes]
+        half = nx, ny, nz // 2 + 1
+        a, b, c = (along[i].astype(int) for along, i in zip(self._modes, self._indices, strict=True))
+        pair = c == 0  # this plane holds both of a pair
+        places = [np.ravel_multi_index(m, half, "wrap") for m in ((a, b, c), (-a[pair], -b[pair], c[pair]))]
+        found = np.empty((len(F), *shape))
+        for values, f in zip(found, F * (nx * ny * nz / abs(np.linalg.det(self.lattice))), strict=True):
+            spectrum = np.zeros(half, dtype=complex)
+            spectrum.ravel()[places[0]] = f
+            spectrum.ravel()[places[1]] = f[pair].conj()
+            values[:] = scipy.fft.irfftn(spectrum, s=shape, workers=1, overwrite_x=True)
+        return found
+
+
+def _evaluated(spline: CubicSpline, piece: NDArray[np.intp], t: Floats) -> Floats:
+    """A spline at distances ``t`` from the beginnings of pieces, which all form factors share."""
+    found, *lower = (c.take(piece) for c in spline.c)
+    for c in lower:
+        found *= t
+        found += c
+    return np.asarray(found)
 
 
 def superpose(
@@ -119,22 +177,14 @@ def superpose(
         >>> superpose(load_structures()["LiH_225"], "chemical")
         ChargeDensity(LiH: LiH, 24x24x24, 64.87 Å³, 8.000 electrons)
     """
-    lattice = np.asarray(structure.lattice.matrix)
-    modes, indices, G = _sphere(lattice, WAVES)
-    F = _coefficients(structure, convention, smoothing, modes, indices, G)
-    nx, ny, nz = (fast_length(2 * along[-1] + 1) for along in modes)
-    spectrum = np.zeros((nx, ny, nz // 2 + 1), dtype=complex)
-    a, b, c = (along[i].astype(int) for along, i in zip(modes, indices, strict=True))
-    spectrum[a, b, c] = F
-    mirrored = c == 0  # this plane holds both of a pair
-    spectrum[-a[mirrored], -b[mirrored], 0] = F[mirrored].conj()
-    values = scipy.fft.irfftn(spectrum * (nx * ny * nz / structure.volume), s=(nx, ny, nz), workers=1)
+    waves = AtomicWaves.of(structure)
+    values = waves.on_grid(waves.coefficients([convention], smoothing))[0]
     kind = f"{convention}, smoothed {smoothing:g} Å"
     return ChargeDensity(
         values,
-        lattice,
-        tuple(site.specie.symbol for site in structure),
-        structure.frac_coords,
+        waves.lattice,
+        tuple(waves.symbols.tolist()),
+        waves.positions,
         name or structure.composition.reduced_formula,
         f"{SUPERPOSED}, {kind}",
         (f"superposed from neutral free atoms, {kind}",),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pymatgen.core import Structure
+from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from ecdlib.density.core import Floats
 from ecdlib.features.composition import element_properties
@@ -40,15 +43,26 @@ def bond_statistics(structure: Structure) -> Floats:
     Raises:
         EcdError: an element beyond Pu.
     """
+    numbers = np.array([site.specie.Z for site in structure])
+    return pair_statistics(structure.lattice.matrix, structure.cart_coords, numbers)
+
+
+def pair_statistics(lattice: Floats, positions: Floats, numbers: NDArray[np.integer[Any]]) -> Floats:
+    """:func:`bond_statistics` of atoms at Cartesian positions ``(n, 3)`` in a lattice ``(3, 3)``, Å."""
     coordinates, radii = _elements()
-    number = np.array([site.specie.Z for site in structure])
-    e, radius = coordinates[number - 1], radii[number - 1]
-    reach = min(REACH * 2 * radius.max(), LONGEST)
-    i, j, _, distance = structure.get_neighbor_list(reach, exclude_self=True)
-    relative = distance / (radius[i] + radius[j])
+    reach = min(REACH * 2 * radii[numbers - 1].max(), LONGEST)
+    points, cell = (np.ascontiguousarray(x, dtype=float) for x in (positions, lattice))
+    i, j, _, distance = find_points_in_spheres(points, points, reach, np.ones(3, dtype=np.int64), cell, 1e-8)
+    elements, kind = np.unique(numbers, return_inverse=True)
+    e, radius = coordinates[elements - 1], radii[elements - 1]
+    pair = kind[i] * len(elements) + kind[j]
+    relative = distance / (radius[:, None] + radius).ravel()[pair]
+    counted = ((i != j) | (distance > 1e-8)) & (relative < REACH)  # not the atom itself
+    pair, relative = pair[counted], relative[counted]
     distinct = np.triu_indices(e.shape[1])
     found = []
     for centre, width in SHELLS:
-        weight = np.exp(-0.5 * ((relative - centre) / width) ** 2) * (relative < REACH)
-        found.append(((e[i] * weight[:, None]).T @ e[j] / len(structure))[distinct])
+        weight = np.exp(-0.5 * ((relative - centre) / width) ** 2)
+        shares = np.bincount(pair, weight, len(elements) ** 2).reshape(len(elements), -1) / len(numbers)
+        found.append((e.T @ shares @ e)[distinct])
     return np.concatenate(found)

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from ecdlib.base.cached import cached
 from ecdlib.data.tables import load_structures
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.density.superpose import superpose
+from ecdlib.density.superpose import AtomicWaves
 from ecdlib.features.autocorrelation import density_quantiles
-from ecdlib.features.bonds import bond_statistics
+from ecdlib.features.bonds import pair_statistics
 from ecdlib.features.composition import magpie_features
-from ecdlib.features.invariants import CONVENTIONS, density_invariants, structure_invariants
+from ecdlib.features.invariants import CONVENTIONS, CUTOFF, density_invariants, power_invariants, wave_power
 
 #: Heaviest element with form factors: Pu.
 HEAVIEST = 94
@@ -66,16 +66,35 @@ def structure_features(structure: Structure) -> dict[str, Floats]:
     Raises:
         EcdError: an element without form factors.
     """
-    structure = structure.get_reduced_structure()  # the grid of the quantiles depends on the cell
+    lattice, positions = reduced_cell(structure)
+    sites = [site.specie for site in structure]
+    numbers = np.array([element.Z for element in sites])
+    volume = abs(float(np.linalg.det(lattice)))
+    symbols = tuple(element.symbol for element in sites)
+    waves = AtomicWaves(lattice, symbols, positions)
+    F = waves.coefficients(CONVENTIONS)
+    near = waves.squared <= CUTOFF**2 * (1 + 1e-9)
+    invariants = power_invariants(waves.G[near], wave_power(F[:, near], volume))
     blocks = {}
-    for convention in CONVENTIONS:
-        blocks[f"invariants {convention}"] = log_invariants(structure_invariants(structure, convention))
-        blocks[f"quantiles {convention}"] = log_quantiles(superpose(structure, convention))
-    numbers = [site.specie.Z for site in structure]
+    for convention, p, values in zip(CONVENTIONS, invariants, waves.on_grid(F), strict=True):
+        blocks[f"invariants {convention}"] = log_invariants(p)
+        blocks[f"quantiles {convention}"] = log_quantiles(ChargeDensity(values, lattice, symbols, positions))
     shares = np.bincount(numbers, minlength=HEAVIEST + 1)[1:] / len(numbers)
-    density = atomic_masses()[np.array(numbers) - 1].sum() * GRAMS_PER_CM3 / structure.volume
-    size = np.log([structure.volume / len(numbers), density])
-    return blocks | {"bonds": bond_statistics(structure), "elements": np.sqrt(shares), "size": size}
+    density = atomic_masses()[numbers - 1].sum() * GRAMS_PER_CM3 / volume
+    size = np.log([volume / len(numbers), density])
+    bonds = pair_statistics(lattice, positions @ lattice, numbers)
+    return blocks | {"bonds": bonds, "elements": np.sqrt(shares), "size": size}
+
+
+def reduced_cell(structure: Structure) -> tuple[Floats, Floats]:
+    """Niggli's cell ``(3, 3)``, Å, and the fractional coordinates of the atoms there ``(n, 3)``.
+
+    The grid of the quantiles depends on the cell.
+    """
+    reduced = structure.lattice.get_niggli_reduced_lattice()
+    if reduced == structure.lattice:
+        return structure.lattice.matrix, structure.frac_coords
+    return reduced.matrix, reduced.get_fractional_coords(structure.cart_coords) % 1
 
 
 def crystal_features(structures: Iterable[Structure], progress: bool = False) -> dict[str, Floats]:

@@ -16,6 +16,7 @@ T. Funkhouser and S. Rusinkiewicz, Symposium on Geometry Processing (2003), http
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,16 +74,16 @@ def _bessel(nodes: int, radii: tuple[float, ...], degrees: tuple[int, ...]) -> F
 def power_invariants(
     G: Floats, power: Floats, radii: tuple[float, ...] = RADII, degrees: tuple[int, ...] = DEGREES
 ) -> Floats:
-    """p_l(r) of a 2-point statistic that is given by its waves (see the module).
+    """p_l(r) of 2-point statistics that are given by their waves (see the module).
 
     Args:
         G: reciprocal vectors ``(m, 3)``, 1/Å, 2π included.
-        power: P(G) ``(m,)``; of a pair ±G either both, or one with twice the value.
+        power: P(G) ``(..., m)``; of a pair ±G either both, or one with twice the value.
         radii: Å.
         degrees: even.
 
     Returns:
-        ``(degrees, radii)`` in the unit of ``power``. Bessel functions are interpolated, to 2e-5 of p_0 at 6 Å.
+        ``(..., degrees, radii)`` in the unit of ``power``. Bessel functions are interpolated, to 2e-5 of p_0 at 6 Å.
 
     Example:
         A single wave of power 1 along z: f(r) = cos(z), and on the sphere of radius 1 its mean is sin(1)/1.
@@ -93,24 +94,34 @@ def power_invariants(
         array([[1.    , 0.8415],
                [0.    , 0.1387]])
     """
-    length = np.sqrt((G**2).sum(1))
+    length = np.sqrt(np.einsum("ij,ij->i", G, G))
     u = np.divide(G.T, length, out=np.tile([[0.0], [0.0], [1.0]], len(G)), where=length > 0)  # (3, m)
     exponents, matrix, degree = _harmonics(max(degrees))
     steps = [np.ones_like(u)]
     for _ in range(max(degrees)):
         steps.append(steps[-1] * u)
-    a, b, c = (np.stack([step[axis] for step in steps])[exponents[:, axis]] for axis in range(3))
-    weighted = (a * b * c * power).T  # (m, k)
-    below = np.maximum(np.floor(length / _STEP).astype(int) - 1, 0)
-    t = length / _STEP - below
-    lagrange = [-(t - 1) * (t - 2) * (t - 3) / 6, t * (t - 2) * (t - 3) / 2, -t * (t - 1) * (t - 3) / 2]
-    lagrange.append(t * (t - 1) * (t - 2) / 6)
+    monomials = np.empty((len(exponents), len(G)))
+    for row, (a, b, c) in zip(monomials, exponents, strict=True):
+        np.multiply(steps[a][0], steps[b][1], out=row)
+        row *= steps[c][2]
+    x = length / _STEP
+    below = np.maximum(x.astype(int) - 1, 0)
     nodes = 100 * (int(below.max(initial=0)) // 100 + 1) + 4
     columns = (below[:, None] + np.arange(4)).ravel()
-    share = csr_array((np.stack(lagrange, 1).ravel(), columns, 4 * np.arange(len(G) + 1)), shape=(len(G), nodes))
-    shells = (share.T @ weighted) @ matrix  # (nodes, k)
+    share = csr_array((_lagrange(x - below).ravel(), columns, 4 * np.arange(len(G) + 1)), shape=(len(G), nodes)).T
     waves = _bessel(nodes, radii, degrees)
-    return np.stack([np.linalg.norm(j @ shells[:, degree == n], axis=1) for n, j in zip(degrees, waves, strict=True)])
+    found = np.empty((*power.shape[:-1], len(degrees), len(radii)))
+    for place in np.ndindex(power.shape[:-1]):
+        shells = (share @ (monomials * power[place]).T) @ matrix  # (nodes, k)
+        for p, n, j in zip(found[place], degrees, waves, strict=True):
+            p[:] = np.linalg.norm(j @ shells[:, degree == n], axis=1)
+    return found
+
+
+def _lagrange(t: Floats) -> Floats:
+    """Weights ``(n, 4)`` of values at 0, 1, 2, 3 in the cubic through them, at ``t (n,)``."""
+    a, b, c = t - 1, t - 2, t - 3
+    return np.stack([-a * b * c / 6, t * b * c / 2, -t * a * c / 2, t * a * b / 6], axis=1)
 
 
 def density_invariants(
@@ -153,6 +164,11 @@ def structure_invariants(
         EcdError: an element without form factors.
     """
     G, F = reciprocal_density(structure, convention, cutoff=CUTOFF)
-    power = 2 * (F.real**2 + F.imag**2) / structure.volume**2
-    power[0] /= 2  # G = 0 has no partner
-    return power_invariants(G, power, radii, degrees)
+    return power_invariants(G, wave_power(F, structure.volume), radii, degrees)
+
+
+def wave_power(F: NDArray[np.complexfloating[Any]], volume: float) -> Floats:
+    """P(G) ``(..., m)`` of coefficients as :func:`ecdlib.density.superpose.reciprocal_density` gives them."""
+    power = 2 * (F.real**2 + F.imag**2) / volume**2
+    power[..., 0] /= 2  # G = 0 has no partner
+    return np.asarray(power)

@@ -125,10 +125,11 @@ def local_spread(
     near = np.argpartition(distance, min(NEAR, len(training)) - 1, axis=1)[:, :NEAR]
     spread = np.empty(len(X))
     for i, chosen in enumerate(near):
-        K = variance * matern(squared_distances(training[chosen], training[chosen]))
-        K[np.diag_indices_from(K)] += noise * weights[chosen]
+        points = training[chosen]
+        K = variance * matern(squared_distances(points, points))
+        K.ravel()[:: len(K) + 1] += noise * weights[chosen]
         k = variance * matern(distance[i, chosen])
-        spread[i] = variance + noise - k @ solve(K, k, assume_a="pos", check_finite=False)
+        spread[i] = variance + noise - k @ solve(K, k, assume_a="pos", overwrite_a=True, check_finite=False)
     return np.sqrt(np.maximum(spread, noise))
 
 

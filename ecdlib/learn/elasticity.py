@@ -477,10 +477,13 @@ class ElasticityModel:
         """What it predicts one crystal from.
 
         Raises:
-            EcdError: see :func:`ecdlib.features.graphs.crystal_graph`.
+            EcdError: elements beyond fermium; see also :func:`ecdlib.features.graphs.crystal_graph`.
         """
         from ecdlib.features.graphs import crystal_graph
+        from ecdlib.models.cgcnn import N_ELEMENTS
 
+        if max(structure.atomic_numbers) > N_ELEMENTS:
+            raise EcdError(structure.formula, "holds an element beyond fermium", "The network does not know it.")
         return crystal_graph(structure, found=symmetry)
 
     def moduli(self, prepared: Sequence[CrystalGraphs]) -> tuple[Floats, Floats]:

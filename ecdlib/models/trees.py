@@ -48,11 +48,15 @@ def predict_trees(trees: NDArray[np.float32], X: NDArray[np.float32]) -> Floats:
     found = np.empty(len(X))
     for start in range(0, len(X), CHUNK):
         x = X[start : start + CHUNK]
-        row = np.arange(len(x))[:, None]
-        node = np.zeros((len(x), trees.shape[1]), dtype=np.int64)
-        while (node >= 0).any():
-            at = first + np.maximum(node, 0)
-            below = np.where(x[row, feature[at]] <= threshold[at], left[at], right[at])
-            node = np.where(node < 0, node, below)
-        found[start : start + CHUNK] = leaf[first - 1 - node].sum(1, dtype=np.float64)
+        at = np.tile(first, len(x))  # where each sample stands in each tree
+        row = np.repeat(np.arange(len(x)) * x.shape[1], len(first))
+        reached = np.empty(at.size, dtype=np.int64)
+        under_way, tree = np.arange(at.size), at
+        while under_way.size:
+            below = np.where(x.ravel()[row + feature[at]] <= threshold[at], left[at], right[at])
+            ended = below < 0
+            reached[under_way[ended]] = tree[ended] - 1 - below[ended]
+            under_way, row, tree = (each[~ended] for each in (under_way, row, tree))
+            at = tree + below[~ended]
+        found[start : start + CHUNK] = leaf[reached].reshape(len(x), -1).sum(1, dtype=np.float64)
     return found
