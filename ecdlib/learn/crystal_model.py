@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from ecdlib.base.archive import write_archive
 from ecdlib.base.pieces import in_pieces
-from ecdlib.base.provenance import provenance
 from ecdlib.density.core import Floats, symmetry
 from ecdlib.features.crystal import joined_features, structure_features
-from ecdlib.features.potential import PotentialTensors, potential_features
+from ecdlib.features.potential import potential_features
 from ecdlib.learn.any_crystal import (
     DERIVED,
     ENDS,
@@ -205,63 +204,6 @@ def train_crystal_model(
             },
         )
     return errors
-
-
-def learn_more(
-    out: Path,
-    model: CrystalModel,
-    target: str,
-    structures: Mapping[str, Structure],
-    values: pd.Series,
-    potential: PotentialTensors | None = None,
-    name: str = "data/make/crystal_model.py",
-) -> pd.DataFrame:
-    """Learn one property anew with further crystals, and write the model; its other properties stay as they are.
-
-    Args:
-        model: a shipped one, trained on all labelled crystals.
-        structures: of the further crystals, by name (formula_spacegroup).
-        values: of the property, by the same names.
-        potential: of these crystals, for a model that takes it.
-
-    Returns:
-        Value, low and high of the further crystals, each by models that have not seen its inner fold.
-    """
-    begun, inputs = time.time(), model.inputs
-    table, labels = crystal_table(), load_targets().loc[model.arrays["names"]]
-    every = model.scaler.names
-    row = pd.Index(table["name"]).get_indexer(labels.index)
-    cells = [standard(structure) for structure in structures.values()]
-    formulas = [cell.composition.reduced_formula for cell in cells]
-    more = joined_features([structure_features(cell) for cell in cells], formulas)
-    if potential is not None:
-        more |= potential_features(potential)
-    blocks = {block: np.concatenate([table[block][row], more[block]]) for block in every}
-    n, further = len(labels), list(structures)
-    labels = pd.concat([labels, pd.DataFrame({target: values.loc[further]})])
-    names = labels.index.to_numpy()
-    member = membership([int(str(name).split("_")[1]) for name in names], blocks["elements"])
-    known = np.isfinite(labels[target].to_numpy())
-    folds = [fold_numbers(int(part.sum()), INNER_FOLDS, 0) for part in (known[:n], known[n:])]
-    found = fit_property(target, inputs, labels, blocks, model.scaler, member, {}, fold=np.concatenate(folds))
-    ratio, rows = found.pop("ratio"), found.pop("rows")
-    arrays = dict(model.arrays) | shared_arrays(names, blocks, model.scaler)
-    arrays |= {f"{target}/{k}": v for k, v in found.items()} | {f"{target}/rows": rows.astype(np.uint16)}
-    answers = {
-        t: pd.DataFrame(arrays[f"{t}/out of fold"].astype(float), names[arrays[f"{t}/rows"]], ENDS) for t in MODULI
-    }
-    errors, cover = dict(model.meta["errors"]), dict(model.meta["coverage"])
-    cover[target] = group_coverage(ratio <= _crossed_factors(ratio, member[rows]), member[rows])
-    errors[target] = error(target, labels.iloc[:n], answers[target]["value"].iloc[: known[:n].sum()])
-    for t, (found_values, logs) in _follow(answers, labels, np.exp(blocks["size"]), member).items():
-        if t not in model.learned:
-            arrays |= {f"{t}/out of fold": found_values.to_numpy(dtype=np.float32), f"{t}/factors": logs}
-            arrays[f"{t}/rows"] = labels.index.get_indexer(found_values.index).astype(np.uint16)
-            errors[t] = error(t, labels, found_values["value"])
-    made_by = provenance(name, {"target": target, "further": further}, time.time() - begun)
-    history = {"provenance": made_by, "before": model.meta["provenance"]}
-    write_archive(out, arrays, model.meta | {"errors": errors, "coverage": cover} | history)
-    return answers[target].loc[further]
 
 
 def shared_arrays(names: NDArray[Any], blocks: Mapping[str, Any], scaler: HalfPrecision) -> dict[str, Any]:
@@ -541,7 +483,7 @@ class CrystalModel:
         return str(self.arrays["names"][near[0]]) if near else None
 
     def out_of_fold(self, name: str) -> pd.DataFrame:
-        """Value, low and high of a training crystal, by models that have not seen it; index: the labelled properties."""
+        """Value, low and high of a training crystal, by models that have not seen it; index: properties."""
         row = int(np.flatnonzero(self.arrays["names"] == name)[0])
         found = {}
         for target in self.targets:
