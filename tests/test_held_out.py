@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from ecdlib.base.resources import data_file
-from ecdlib.data.tables import load_crystals
+from ecdlib.data.tables import load_crystals, load_cubic_targets
 from ecdlib.density.store import load_densities, load_density, load_selection
 from ecdlib.density.valence import recognize
-from ecdlib.learn.any_crystal import divided, load_pydemi
+from ecdlib.learn.any_crystal import SEEDS, divided, load_pydemi, with_network
 from ecdlib.learn.held_out import as_chgcars
 from ecdlib.models.group_gpr import GroupGPR
 
@@ -30,6 +30,29 @@ def test_a_split_asks_about_crystals_that_do_not_train(split) -> None:
         assert set(load_crystals().loc[asked, "original_split"]) == {"test"}
     if split == "pydemi":
         assert set(load_pydemi().loc[asked, "split"]) == {"test"}
+
+
+def test_the_cubic_crystals_are_each_asked_once_in_each_partition_and_with_our_own_energies() -> None:
+    labels, folds = divided("cubic-892")
+    own = load_cubic_targets()
+    assert len(folds) == 10 * SEEDS
+    for partition in (folds[:10], folds[10:20]):
+        assert sorted(np.concatenate([test for _, test in partition])) == sorted(own.index)
+    assert all(not set(train) & set(test) and len(train) + len(test) == len(own) for train, test in folds)
+    np.testing.assert_array_equal(labels["total_energy"], own["total_energy"].loc[labels.index])
+
+
+def test_what_a_graph_network_counts_in_a_fold_is_decided_by_the_other_folds() -> None:
+    folds = pd.read_csv(data_file("results/matbench_folds.csv.xz"))
+    mixed = with_network(folds)
+    assert (mixed.groupby(["property", "inputs", "fold"])["weight"].nunique() == 1).all()
+    assert mixed["weight"].between(0, 1).all()
+    shifted = folds.assign(value=folds["value"] + 3.0 * (folds["fold"] == 2))  # useless predictions in one fold ...
+    again = with_network(shifted)
+    same = again["weight"].to_numpy() == mixed["weight"].to_numpy()
+    inside = (mixed["fold"] == 2).to_numpy()
+    assert same[inside].all()  # ... change nothing there, and the weights of all others
+    assert not same[~inside].any()
 
 
 def test_a_chgcar_of_the_final_test_does_not_say_its_valence() -> None:
