@@ -657,7 +657,12 @@ def verdicts() -> Figure:
         outcome = tolerance.outcome(printed, value, se)
         ax.errorbar(value, -row, xerr=SIGMAS * se, fmt="o", color=colours[outcome], capsize=3)
         ax.text(13.1, -row, outcome, va="center", color=colours[outcome])
-    ax.set(yticks=[], xlim=(7.6, 14.2), xlabel="printed 10.0, tolerance 10 % of it; bars of two standard errors")
+    ax.set(
+        yticks=[],
+        xlim=(7.6, 14.2),
+        ylim=(-5.6, 0.6),
+        xlabel="printed 10.0, tolerance 10 % of it; bars of two standard errors",
+    )
     return figure
 
 

@@ -197,13 +197,14 @@ DECK = """<!doctype html>
 <link rel="stylesheet" href="reveal/dist/reveal.css"><link rel="stylesheet" href="reveal/dist/theme/white.css">
 <style>
 .reveal { font-size: 27px; }
-.reveal .slides section { height: 690px; box-sizing: border-box; flex-direction: column; text-align: left; }
+.reveal .slides section { height: 655px; box-sizing: border-box; flex-direction: column; text-align: left; }
 .reveal :is(h1, h2) { text-transform: none; letter-spacing: 0; margin: 0 0 0.5em; }
 .reveal h1 { font-size: 2em; margin-top: 4.5em; } .reveal h2 { font-size: 1.4em; }
 .reveal :is(p, ul) { margin: 0 0 0.5em; line-height: 1.35; } .reveal ul { margin-left: 1.1em; }
 .reveal figure { flex: 1 1 0; min-height: 240px; margin: 0.3em 0 0; }
 .reveal figure img { width: 100%%; height: 100%%; max-height: none; margin: 0; display: block; object-fit: contain; }
 .reveal table { font-size: 0.85em; margin: 0 0 0.8em; } .reveal mjx-container[display="true"] { margin: 0.4em 0; }
+.reveal .slide-number { right: auto; left: 8px; }
 .reveal section.question p:first-of-type { font-weight: 600; } .reveal section.question { font-size: 0.93em; }
 </style></head><body><div class="reveal"><div class="slides">
 %(body)s
