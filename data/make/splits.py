@@ -3,7 +3,7 @@
     python data/make/splits.py pydemi       pydemi_split: its 606 test crystals, all properties
     python data/make/splits.py published    published_split: LatentMatFusion's test crystals, its properties
     python data/make/splits.py 5-fold       five_fold: all 6,059 crystals, five folds
-    python data/make/splits.py cubic-892    cubic_892: the 892 cubic crystals, ten folds, five times
+    python data/make/splits.py cubic-892    cubic_892: the 892 cubic crystals, ten folds, twice
     python data/make/splits.py matbench     matbench_folds: Matbench's official folds, log10 K and log10 G
     python data/make/splits.py held-out     held_out: the book's final test, once
     python data/make/splits.py elements     unseen_elements: each element's crystals left out
