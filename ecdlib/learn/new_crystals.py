@@ -135,7 +135,8 @@ def _any_crystal(structures: dict[str, Structure], values: Floats) -> tuple[Floa
         new = pd.DataFrame({"bulk_modulus": values[:further]}, list(structures)[:further])
         every = pd.concat([labels, new])
         member = membership([int(name.split("_")[1]) for name in every.index], blocks["elements"])
-        fold = np.concatenate([fold_numbers(n, INNER_FOLDS, 0) for n in (int(labels.notna().sum().iloc[0]), further)])
+        parts = [n for n in (int(labels["bulk_modulus"].notna().sum()), further) if n]
+        fold = np.concatenate([fold_numbers(n, INNER_FOLDS, 0) for n in parts])
         scaler = HalfPrecision(STRUCTURE).fit(blocks)
         made = fit_property("bulk_modulus", "structure", every, blocks, scaler, member, {}, fold=fold)
         found.append(made["out of fold"].astype(float))
