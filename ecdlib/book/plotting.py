@@ -26,6 +26,7 @@ from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from pymatgen.core import Element
 from scipy.ndimage import zoom
@@ -228,8 +229,11 @@ def parity(ax: Axes, truth: Floats, prediction: Floats, label: str, std: Floats 
     if std is not None:
         ax.errorbar(truth, prediction, std, fmt="none", ecolor=BLUE, alpha=0.15, lw=0.8)
     ax.scatter(truth, prediction, s=7, color=BLUE, alpha=0.6, lw=0)
-    ends = [min(truth.min(), prediction.min()), max(truth.max(), prediction.max())]
+    low, high = min(truth.min(), prediction.min()), max(truth.max(), prediction.max())
+    ends = [low - 0.03 * (high - low), high + 0.03 * (high - low)]
     ax.plot(ends, ends, color=RED, lw=1)
+    for axis in (ax.xaxis, ax.yaxis):  # the same ticks on both
+        axis.set_major_locator(MaxNLocator(5))
     s = scores(truth, prediction)
     text = f"MAE {s['MAE']:.3g}\nRMSE {s['RMSE']:.3g}\n$R^2$ {s['R2']:.3f}\nNMAE {s['NMAE']:.1f} %"
     ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top")
