@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from ecdlib.data.tables import load_structures
+from ecdlib.density.images import atoms_around
 from ecdlib.density.io import read_density
 from ecdlib.density.store import load_density
 from ecdlib.density.superpose import structure_of
@@ -65,6 +68,23 @@ def test_parts_of_a_density() -> None:
         assert cost == pytest.approx(record["conversion_std"])
     values = learned_values(portable[0])
     assert len(values) < 1000 < len(learned_values(answer(structure_of(density)).records[0]))
+
+
+def test_images_are_all_that_lie_near_the_cell() -> None:
+    lattice, rng = np.array([[3.0, 0, 0], [1.4, 2.5, 0], [-0.9, 1.1, 1.7]]), np.random.default_rng(0)
+    positions, reach = rng.uniform(-2, 2, (4, 3)), 3.3
+    points, owner = atoms_around(lattice, positions, reach)
+    heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    expected = set()
+    for atom, own in enumerate(positions % 1):
+        for image in product(range(-4, 5), repeat=3):
+            beyond = np.maximum(-(own + image), own + image - 1) * heights
+            if (beyond < reach).all():
+                expected.add((atom, *np.round((own + image) @ lattice, 6)))
+    assert {(atom, *np.round(point, 6)) for atom, point in zip(owner.tolist(), points, strict=True)} == expected
+    np.testing.assert_allclose(points[:4], positions % 1 @ lattice)
+    assert owner[:4].tolist() == [0, 1, 2, 3]
+    assert len(points) == len(expected)
 
 
 def test_electrons_by_element() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.images import atoms_around
 
 #: Atoms that may be equally near to a point.
 _SHARING = 16
@@ -33,22 +35,17 @@ def electrons_by_element(density: ChargeDensity) -> pd.DataFrame:
         >>> electrons_by_element(ecd.read("LiH_225"))["valence electrons"].sum().round(3).item()
         2.0
     """
-    lattice, fractional = density.lattice, density.positions % 1
-    spacing = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
+    lattice = density.lattice
     reach = np.linalg.norm(lattice, axis=1).sum() / 2  # no point is farther from all images of an atom
-    most = np.ceil(reach / spacing).astype(int)
-    shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3)
-    images = (fractional[None] + shifts[:, None]).reshape(-1, 3)
-    owner = np.tile(np.arange(len(fractional)), len(shifts))
-    near = ((images > -reach / spacing - 1e-9) & (images < 1 + reach / spacing + 1e-9)).all(1)
-    tree, owner = cKDTree(images[near] @ lattice), owner[near]
-    weights = np.zeros((2, len(fractional)))
+    points, owner = atoms_around(lattice, density.positions, reach)
+    tree, atoms = cKDTree(points), len(density.species)
+    weights = np.zeros((2, atoms))
     values = density.values
     for i, plane in enumerate(values):  # of one plane of voxels at a time: little memory
         points = _plane(i, values.shape) @ lattice
-        for rows, atoms, share in _owners(points, tree, owner):
-            weights[0] += np.bincount(atoms, share * plane.ravel()[rows], len(fractional))
-            weights[1] += np.bincount(atoms, share, len(fractional))
+        for rows, nearest, share in _owners(points, tree, owner):
+            weights[0] += np.bincount(nearest, share * plane.ravel()[rows], atoms)
+            weights[1] += np.bincount(nearest, share, atoms)
     weights *= density.volume / values.size
     table = pd.DataFrame(weights.T, columns=["valence electrons", "volume"]).assign(element=density.species, atoms=1)
     return table.groupby("element", sort=False)[["atoms", "valence electrons", "volume"]].sum()
@@ -60,7 +57,7 @@ def _plane(i: int, shape: tuple[int, ...]) -> Floats:
     return np.stack([np.full(b.size, i / shape[0]), b.ravel(), c.ravel()], axis=1)
 
 
-def _owners(points: Floats, tree: cKDTree, owner: Floats) -> list[tuple[Any, Any, Any]]:
+def _owners(points: Floats, tree: cKDTree, owner: NDArray[np.intp]) -> list[tuple[Any, Any, Any]]:
     """Numbers of points, of the atoms nearest to them, and the share of each: points with one owner, and the others."""
     distance, found = tree.query(points, k=2)
     tied = distance[:, 1] - distance[:, 0] < _EQUAL

@@ -20,6 +20,7 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file, read_once
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
+from ecdlib.density.images import atoms_around
 from ecdlib.density.superpose import structure_of, superpose
 from ecdlib.density.valence import WAVES, Target, to_convention
 from ecdlib.features.invariants import DEGREES, power_invariants
@@ -312,14 +313,8 @@ def largest_holes(structure: Structure) -> Floats:
         [[0.5, 0.5, 0.5]]
     """
     reduced = structure.lattice.get_lll_reduced_lattice()
-    within = reduced.get_fractional_coords(structure.cart_coords) % 1
     reach = np.linalg.norm(reduced.matrix, axis=1).sum() / 2  # no hole is larger
-    images = [int(np.ceil(reach * b / (2 * np.pi))) for b in reduced.reciprocal_lattice.abc]
-    shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1.0) for n in images), indexing="ij"), -1).reshape(-1, 3)
-    points = (within[:, None] + shifts).reshape(-1, 3)
-    margin = 0.01 + reach * np.array(reduced.reciprocal_lattice.abc) / (2 * np.pi)
-    near = ((points > -margin) & (points < 1 + margin)).all(1)
-    cartesian = points[near] @ reduced.matrix
+    cartesian, _ = atoms_around(reduced.matrix, reduced.get_fractional_coords(structure.cart_coords), reach)
     vertices = Voronoi(cartesian).vertices
     fractional = reduced.get_fractional_coords(vertices)
     inside = ((fractional > -1e-6) & (fractional < 1 - 1e-6)).all(1)
