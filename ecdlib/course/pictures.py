@@ -234,6 +234,8 @@ def variance_and_use() -> Figure:
     axes[0].set(yscale="log", xlabel="component", title="share of the variance")
     axes[1].bar(np.arange(1, n + 1), use, color=BLUE)
     axes[1].set(xlabel="component", title="correlation with the bulk modulus (magnitude)")
+    for ax in axes:
+        ax.set_xticks(range(1, n + 1, 2))
     return figure
 
 
