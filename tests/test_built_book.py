@@ -99,6 +99,13 @@ def test_pages_work_offline_in_a_browser(browser: Any, pages: list[Path]) -> Non
     assert views >= 5
 
 
+def test_no_table_shows_what_is_missing_as_nan_or_leaves_columns_out(pages: list[Path]) -> None:
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert ">NaN<" not in text and ">nan<" not in text, page.name
+        assert " columns</p>" not in text, page.name
+
+
 def test_questions_answer_without_any_script(browser: Any, html: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
