@@ -215,7 +215,8 @@ def test_unstable_tensors_have_finite_features() -> None:
     C = np.diag([100.0, 100, 100, -20, 0, 30])
     assert np.isfinite(tensor_features(tensors(C[None]))).all()
     potential = load_potential()
-    assert len(potential.names) == 5917
+    assert len(set(potential.names)) == len(potential.names) == 5917 + 1031
+    assert set(potential.names) <= set(load_structures())
     assert np.isfinite(tensor_features(potential)).all()
 
 

@@ -163,7 +163,7 @@ def test_what_needs_the_notebooks_says_so(away: Run, command: str) -> None:
     ("module", "command", "extra"),
     [
         ("panel", "app --no-browser", "app"),
-        ("torch", "screen mine.cif -o table.parquet", "networks"),
+        ("torch", "screen mine.cif -o table.parquet --workers 1", "networks"),  # in this process, where torch is hidden
         ("dask", "screen mine.cif -o t.parquet --scheduler tcp://127.0.0.1:9", "cluster"),
     ],
 )
