@@ -486,6 +486,15 @@ def run_split(
         write_predictions(out, rows, told)
 
 
+#: Letters of Matbench's columns.
+MATBENCH = {"bulk_modulus": "K", "shear_modulus": "G"}
+
+
+def matbench_entries() -> pd.DataFrame:
+    """Those of :func:`ecdlib.data.tables.load_matbench_elasticity` that have a structure here, indexed by its name."""
+    return load_matbench_elasticity().dropna(subset=["structure"]).set_index("structure")
+
+
 def matbench(out: Path, **settings: Any) -> None:
     """Predict log10 K and log10 G of Matbench's entries that have a structure here, on its official folds; resumable.
 
@@ -496,12 +505,12 @@ def matbench(out: Path, **settings: Any) -> None:
     Args:
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
-    entries = load_matbench_elasticity().dropna(subset=["structure"]).set_index("structure")
+    entries = matbench_entries()
     table = crystal_table()
     position = pd.Index(table["name"])
     rows, learned = [], Learned("GPa", "log")
     with in_pieces(out, "matbench", settings) as pieces:
-        for target, column in (("bulk_modulus", "K"), ("shear_modulus", "G")):
+        for target, column in MATBENCH.items():
             logarithm, fold = entries[f"log10_{column}_VRH"], entries[f"fold_{column}"]
             for number in range(5):
                 answers = pd.Series(np.nan, entries.index)
@@ -531,7 +540,8 @@ def with_network(folds: pd.DataFrame) -> pd.DataFrame:
     """Matbench's predictions, each a weighted mean with what the shipped graph network says on the same folds.
 
     The weight is the one with the smallest mean error on the four other folds, whose crystals both predict without
-    having seen them; it is the only thing that those folds decide.
+    having seen them; it is the only thing that those folds decide. The models behind those predictions have trained on
+    the fold that is asked, so that a cross-validation within the training part would be stricter.
 
     Args:
         folds: as :func:`matbench` writes them.
@@ -539,11 +549,11 @@ def with_network(folds: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The same table with those values, and a column ``weight`` of the network.
     """
-    entries = load_matbench_elasticity().dropna(subset=["structure"]).set_index("structure")
+    entries = matbench_entries()
     result = load_result(data_file("elasticity/cgcnn.npz"), "elasticity")
     shares, parts = np.linspace(0, 1, 41), []
     for (target, _), table in folds.groupby(["property", "inputs"], sort=False):
-        truth = entries[f"log10_{'K' if target == 'bulk_modulus' else 'G'}_VRH"].loc[table["name"]].to_numpy()
+        truth = entries[f"log10_{MATBENCH[str(target)]}_VRH"].loc[table["name"]].to_numpy()
         by_network = pd.Series(np.log10(result.crossed[:, result.column(str(target))]), result.names)
         values = np.outer(1 - shares, table["value"]) + np.outer(shares, by_network[table["name"]])
         best = table["fold"].map(

@@ -23,7 +23,7 @@ from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import load_densities
 from ecdlib.density.superpose import structure_of
 from ecdlib.features.composition import magpie_features
-from ecdlib.features.crystal import joined_features, structure_features
+from ecdlib.features.crystal import crystal_features
 from ecdlib.features.deformation import state_features
 from ecdlib.features.potential import tensor_features
 from ecdlib.features.sevennet import potential_tensors
@@ -125,12 +125,10 @@ def _any_crystal(structures: dict[str, Structure], values: Floats) -> tuple[Floa
     """The model of any crystal, trained with further crystals: what it says of each of them, left out, ``(n, 3)``; and
     its errors for labelled crystals without and with them."""
     table, labels = crystal_table(), load_targets()[["bulk_modulus"]]
-    cells = [standard(structure) for structure in structures.values()]
-    formulas = [cell.composition.reduced_formula for cell in cells]
-    more = joined_features([structure_features(cell) for cell in cells], formulas)
+    more = crystal_features(map(standard, structures.values()))
     row = pd.Index(table["name"]).get_indexer(labels.index)
     found = []
-    for further in (0, len(cells)):
+    for further in (0, len(structures)):
         blocks = {b: np.concatenate([table[b][row], more[b][:further]]) for b in STRUCTURE}
         new = pd.DataFrame({"bulk_modulus": values[:further]}, list(structures)[:further])
         every = pd.concat([labels, new])
