@@ -11,7 +11,7 @@
     python data/make/splits.py new          new_crystals: crystals that no list holds (needs the extra "potential")
     python data/make/splits.py new-known    new_crystals_known: the same, most of them among the training crystals
 
-A quarter of an hour to an hour of one core each; resumable.
+Minutes to an hour of one core each; all but elements, clusters, new and new-known resume.
 """
 
 import sys
