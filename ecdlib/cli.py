@@ -81,6 +81,11 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Precision(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Route(StrEnum):
     fourier = "fourier"
     trilinear = "trilinear"
@@ -534,6 +539,7 @@ def reproduce(
     profile: Annotated[Profile, typer.Option(help="full: the papers' settings; tiny: for tests")] = Profile.full,
     minutes: Annotated[float, typer.Option(min=0, help="after which it stops, between two epochs")] = 13,
     device: Annotated[Device, typer.Option(help="where it trains")] = Device.auto,
+    precision: Annotated[Precision, typer.Option(help="of the convolutions")] = Precision.float32,
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the results")] = Path("reproduced"),
     only: Annotated[
         list[str] | None, typer.Option(help="trainings whose name holds this text; may be repeated")
@@ -557,10 +563,10 @@ def reproduce(
             raise EcdError(pack, "is not a file name for a pack", "It must end in .zip.")
         print(f"written: {pack}, {work.pack(pack, profile.value, only or []) / 1e6:.1f} MB")
     elif from_pack is not None:
-        if status := work.from_pack(check_input(from_pack), out, minutes, device.value):
+        if status := work.from_pack(check_input(from_pack), out, minutes, device.value, precision.value):
             raise typer.Exit(status)
     else:
-        work.reproduce(out, profile.value, minutes, device.value, only or [])
+        work.reproduce(out, profile.value, minutes, device.value, only or [], precision.value)
 
 
 @app.command()

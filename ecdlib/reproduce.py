@@ -14,8 +14,10 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +37,8 @@ class Training:
     command: Literal["train", "train-autoencoder", "train-fusion"]
     given: dict[str, Any]
 
-    def parameters(self, profile: str, device: str = "auto") -> Any:
-        """Those of the command."""
+    def parameters(self, profile: str, device: str = "auto", precision: str = "float32") -> Any:
+        """Those of the command; ``precision`` is that of the convolutions."""
         from ecdlib.learn.autoencoder import AutoencoderParameters
         from ecdlib.learn.fusion import FusionParameters
         from ecdlib.learn.lean import TrainingParameters
@@ -46,15 +48,22 @@ class Training:
             "train-autoencoder": AutoencoderParameters,
             "train-fusion": FusionParameters,
         }
-        return kinds[self.command].checked(self.given | {"device": device}, profile)
+        given = self.given | {"device": device}
+        if self.command == "train-fusion":  # the autoencoder of this very run
+            before = next(t for t in TRAININGS if t.given.get("route") == given["autoencoder"])
+            given["autoencoder"] = before.file(before.parameters(profile))
+        else:
+            given["precision"] = precision
+        return kinds[self.command].checked(given, profile)
 
     def file(self, p: Any) -> str:
         """Name of the result."""
         if self.command == "train":
             return str(p.file_name)
         if self.command == "train-autoencoder":
-            return f"autoencoder-{p.route}-{p.channels}-{p.edge}.npz"
-        return f"{p.model}--{p.inputs.replace('+', '-')}.npz"
+            return f"{p.route}-{p.channels}-{p.edge}.npz"
+        route, _, edge = p.autoencoder.split("-")
+        return f"{p.model}--{route}-{p.inputs.replace('+', '-')}--{edge}"
 
     def prepare(self, p: Any) -> None:
         """Ask for everything that the training reads and cannot compute with torch and scipy."""
@@ -71,9 +80,11 @@ class Training:
             load_densities("cubic")
             load_densities("general")
         else:
-            from ecdlib.learn.fusion import inputs as fusion_inputs
+            from ecdlib.data.tables import load_crystals
+            from ecdlib.features.common_grid import bundled_names
+            from ecdlib.features.composition import magpie
 
-            fusion_inputs(p)
+            magpie(load_crystals().loc[bundled_names()])
 
     def run(self, p: Any, out: Path) -> None:
         """Train, or resume, and write the result."""
@@ -113,20 +124,22 @@ class Training:
         return 3.0 * counter.get_total_flops()
 
 
-#: What is worth most comes first: the paper's own lean networks, with free kernels, then the autoencoders.
+#: What is worth most comes first: the networks that the papers credit, as published, then those beside them.
 TRAININGS = (
     Training("train", {"model": "lean-a", "target": "bulk_modulus"}),
     Training("train", {"model": "lean-a", "target": "total_energy"}),
+    Training("train-autoencoder", {"route": "padded"}),
     Training("train", {"model": "lean-c", "target": "both"}),
     Training("train", {"model": "lean-b", "target": "bulk_modulus"}),
     Training("train", {"model": "lean-b", "target": "total_energy"}),
-    Training("train-autoencoder", {"route": "padded"}),
     Training("train-autoencoder", {"route": "periodic"}),
-    Training("train-fusion", {"model": "attention", "inputs": "latent+magpie"}),
+    Training("train-fusion", {"model": "attention", "inputs": "latent+magpie", "autoencoder": "padded"}),
 )
 
 
-def chosen(profile: str, device: str = "auto", only: Sequence[str] = ()) -> list[tuple[Training, Any, str]]:
+def chosen(
+    profile: str, device: str = "auto", only: Sequence[str] = (), precision: str = "float32"
+) -> list[tuple[Training, Any, str]]:
     """Trainings with their parameters and file names; ``only`` those whose name holds one of these texts.
 
     Raises:
@@ -134,7 +147,7 @@ def chosen(profile: str, device: str = "auto", only: Sequence[str] = ()) -> list
     """
     from ecdlib.base.errors import EcdError
 
-    every = [(t, p, t.file(p)) for t in TRAININGS for p in [t.parameters(profile, device)]]
+    every = [(t, p, t.file(p)) for t in TRAININGS for p in [t.parameters(profile, device, precision)]]
     some = [each for each in every if not only or any(text in each[2] for text in only)]
     if not some:
         names = ", ".join(file.removesuffix(".npz") for *_, file in every)
@@ -143,42 +156,78 @@ def chosen(profile: str, device: str = "auto", only: Sequence[str] = ()) -> list
 
 
 def reproduce(
-    out: Path, profile: str = "full", minutes: float = 13, device: str = "auto", only: Sequence[str] = ()
+    out: Path,
+    profile: str = "full",
+    minutes: float = 13,
+    device: str = "auto",
+    only: Sequence[str] = (),
+    precision: str = "float32",
 ) -> bool:
     """Make the results that are missing in a folder, as far as the minutes reach; resumes between epochs.
 
     Prints a line for each: samples a second in the median over its epochs, and where the device's peak is known the
     share of it. Input is prepared before the first epoch, and is not interrupted.
 
+    A training that fails does not stop those after it.
+
     Returns:
         Whether all are made, but for those that need packages which are not installed.
 
     Raises:
-        EcdError: no such device, or a file made with other parameters.
+        EcdError: no such device, or trainings that failed; their reasons are printed.
     """
+    from ecdlib.base.errors import EcdError
     from ecdlib.models.torch_regressor import OutOfTime, pick_device, stopwatch
 
     pick_device(device)
     out.mkdir(parents=True, exist_ok=True)
-    with stopwatch(60 * minutes) as whole:
-        for training, p, file in chosen(profile, device, only):
+    failed = []
+    some = chosen(profile, device, only, precision)
+    with stopwatch(60 * minutes) as whole, _grids_ahead(some), chdir(out):
+        for training, p, file in some:
             if whole.left <= 0:
                 print(f"{file}: no time left", flush=True)
                 return False
-            before, done = (out / file).is_file(), True
+            before, done = Path(file).is_file(), True
             with stopwatch(whole.left) as watch:
                 try:
-                    training.run(p, out / file)
+                    training.run(p, Path(file))
                     said = "was there already" if before else "done"
                 except OutOfTime as stop:
                     said, done = f"stopped after {stop}; the same command resumes", False
                 except ModuleNotFoundError as error:
                     said = f"left out: needs {error.name}, which is not installed"
+                except (EcdError, RuntimeError) as error:  # torch's are of the second kind
+                    said = f"failed: {error}"
+                    failed.append(file)
                 speed = _speed(training, p, watch.rate) if watch.epochs else ""
             print(f"{file}: {said}{speed}", flush=True)
             if not done:
                 return False
+    if failed:
+        raise EcdError(out, f"lacks {', '.join(failed)}", "The reasons are printed above.")
     return True
+
+
+@contextmanager
+def _grids_ahead(some: Sequence[tuple[Training, Any, str]]) -> Iterator[None]:
+    """While the first networks train, another process brings the densities to the grids of the autoencoders."""
+    grids = [(p.edge, p.route) for t, p, _ in some[1:] if t.command == "train-autoencoder"]
+    process = get_context("spawn").Process(target=_make_grids, args=(grids,), daemon=True)
+    if grids:
+        process.start()
+    try:
+        yield
+    finally:
+        if grids:
+            process.terminate()
+
+
+def _make_grids(grids: Sequence[tuple[int, Any]]) -> None:
+    from ecdlib.features.common_grid import bundled_grids
+
+    for edge, route in grids:
+        bundled_grids(edge, route)
 
 
 def _speed(training: Training, p: Any, rate: float) -> str:
@@ -232,7 +281,7 @@ def pack(file: Path, profile: str = "full", only: Sequence[str] = ()) -> int:
     return file.stat().st_size
 
 
-def from_pack(file: Path, out: Path, minutes: float, device: str) -> int:
+def from_pack(file: Path, out: Path, minutes: float, device: str, precision: str = "float32") -> int:
     """Unpack beside ``out`` and run the code of the pack on its data.
 
     Returns:
@@ -243,7 +292,7 @@ def from_pack(file: Path, out: Path, minutes: float, device: str) -> int:
         settings = json.loads(z.read(PACK))
         z.extractall(folder)
     command = [sys.executable, "-m", "ecdlib.reproduce", "--out", str(out.absolute()), "--minutes", str(minutes)]
-    command += ["--device", device, "--profile", settings["profile"]]
+    command += ["--device", device, "--precision", precision, "--profile", settings["profile"]]
     command += [word for text in settings["only"] for word in ("--only", text)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ECDLIB_")}
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
@@ -262,16 +311,17 @@ def main(packed: str = "") -> None:
     parser.add_argument("--profile", default="full", choices=("tiny", "quick", "full"))
     parser.add_argument("--minutes", type=float, default=13)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the convolutions")
     parser.add_argument("--out", type=Path, default=Path("reproduced"), help="folder of the results")
     parser.add_argument("--only", action="append", default=[], help="trainings whose name holds this text")
     given = parser.parse_args()
     file = Path(packed).parent if packed else given.file
     if file is not None:
-        raise SystemExit(from_pack(file, given.out, given.minutes, given.device))
+        raise SystemExit(from_pack(file, given.out, given.minutes, given.device, given.precision))
     from ecdlib.base.errors import EcdError
 
     try:
-        reproduce(given.out, given.profile, given.minutes, given.device, given.only)
+        reproduce(given.out, given.profile, given.minutes, given.device, given.only, given.precision)
     except EcdError as error:
         raise SystemExit(f"ecdlib: {error}") from None
 

@@ -59,6 +59,16 @@ def test_distinct_voxels_give_what_the_whole_grid_gives(features: np.ndarray, ar
     assert torch.allclose(whole, few, rtol=1e-6, atol=0)  # the shares of the average are single precision
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_lean_network_gives_the_same_from_patches_that_were_prepared(features: np.ndarray, channels: int) -> None:
+    torch.manual_seed(0)
+    model = LeanCNN("A", in_channels=channels).double().eval()
+    distinct = torch.from_numpy(cubic_average(features)) * torch.rand(4, channels, 1, dtype=torch.float64)
+    model.precondition(distinct)
+    with torch.no_grad():
+        assert torch.allclose(model(model.prepare(distinct, torch.float64)), model(distinct), rtol=1e-6, atol=1e-9)
+
+
 def test_gradients_on_distinct_voxels_are_those_of_the_whole_grid() -> None:
     torch.manual_seed(0)
     model = OctahedralCNN("A", size=11).double()

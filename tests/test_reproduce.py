@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from ecdlib.base.errors import EcdError
 from ecdlib.base.unchecked import BaseModel
 from ecdlib.base.unchecked import Field as Default
 from ecdlib.learn.lean import TrainingParameters, run_lean
@@ -78,6 +79,19 @@ def test_stops_between_epochs_and_resumes(tmp_path: Path, capsys: pytest.Capture
     assert "no time left" in capsys.readouterr().out
 
 
+def test_a_training_that_fails_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = "attention"  # its autoencoder is not there
+    (*_, first), (*_, second) = chosen("tiny", only=[network, NAME])
+    monkeypatch.setattr("ecdlib.reproduce.TRAININGS", TRAININGS[::-1])
+    with pytest.raises(EcdError, match=second):
+        reproduce(tmp_path, "tiny", device="cpu", only=[network, NAME])
+    said = capsys.readouterr().out
+    assert f"{second}: failed: padded-16-16.npz" in said
+    assert f"{first}: done" in said
+
+
 def test_trainings_are_those_of_the_papers() -> None:
     every = chosen("full")
     assert len({file for *_, file in every}) == len(TRAININGS) == len(every)
@@ -87,9 +101,9 @@ def test_trainings_are_those_of_the_papers() -> None:
     assert {p.edge for t, p, _ in every if t.command == "train-autoencoder"} == {128}
     tiny = {file: t.operations(p) for t, p, file in chosen("tiny", only=[NAME, "padded"])}
     convolved = 64 * 125 * 10**3 + (32 * 64 + 16 * 32 + 8 * 16) * 27 * 10**3 + 8 * 10**3  # multiplications, forward
-    lean, autoencoder = tiny.values()
+    lean, autoencoder, network = tiny.values()
     assert lean == pytest.approx(3 * 2 * convolved, rel=0.02)
-    assert autoencoder > 0
+    assert autoencoder > network == 0  # not counted
     assert PACK == "pack.json"
 
 

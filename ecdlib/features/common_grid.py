@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -73,7 +74,14 @@ def bundled_grids(edge: int, route: Route) -> Floats:
 
     def make() -> Arrays:
         stores = load_densities("cubic"), load_densities("general")
-        bar = tqdm((d for store in stores for d in store), desc="Common grid", total=sum(len(s.table) for s in stores))
-        return {"grids": np.stack([on_grid(density, edge, route).astype(np.float32) for density in bar])}
+        grids = np.empty((sum(len(store.table) for store in stores), edge, edge, edge), dtype=np.float32)
+        bar = tqdm((d for store in stores for d in store), desc="Common grid", total=len(grids))
+
+        def fill(row: Floats, density: ChargeDensity) -> None:
+            row[:] = on_grid(density, edge, route)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill, grids, bar))
+        return {"grids": grids}
 
     return cached(f"grids-{route}-{edge}", make)["grids"]

@@ -50,6 +50,7 @@ class AutoencoderParameters(Parameters):
     epochs: int = Field(2, ge=1, le=100_000, description="passes over the training crystals, unless stopped early")
     batch_size: int = Field(16, ge=2, description="crystals in a step")
     learning_rate: float = Field(1e-3, gt=0, description="initial, of Adam")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the convolutions in training")
     patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
     crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
 
@@ -113,12 +114,14 @@ class Autoencoder:
         """
         import torch
 
+        from ecdlib.models.torch_regressor import pick_device
+
         module = build_autoencoder(self.parameters)
         try:
             module.load_state_dict({k: torch.from_numpy(v) for k, v in self.weights.items()})
         except RuntimeError as error:
             raise EcdError(self.source, "its weights do not fit the network", "Train it again.") from error
-        return module.eval()
+        return module.eval().to(pick_device())
 
     def encode(self, grids: Floats) -> Floats:
         """``(n, edge, edge, edge)`` densities on the common grid to ``(n, channels, m, m, m)`` latents, float32."""
@@ -131,9 +134,11 @@ class Autoencoder:
     def _apply(self, function: Any, values: Floats) -> Floats:
         import torch
 
+        where = next(self.module.parameters()).device
         with torch.no_grad():
             parts = np.array_split(values, max(1, len(values) // 16))
-            done = [function(torch.from_numpy(np.ascontiguousarray(p, dtype=np.float32))).numpy() for p in parts]
+            tensors = (torch.from_numpy(np.ascontiguousarray(p, dtype=np.float32)) for p in parts)
+            done = [function(x.to(where)).cpu().numpy() for x in tensors]
         result: Floats = np.concatenate(done)
         return result
 
@@ -201,6 +206,7 @@ def train_autoencoder(
         epochs=p.epochs,
         batch_size=p.batch_size,
         learning_rate=p.learning_rate,
+        precision=p.precision,
         first_cycle=p.epochs,  # one fall of the learning rate to zero
         cycle_growth=1,
         seed=p.seed,

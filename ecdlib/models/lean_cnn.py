@@ -65,6 +65,20 @@ class WhitenedConv3d(nn.Conv3d):
         self.register_buffer("whiten", torch.eye(n))
         self.register_buffer("centre", torch.zeros(n))
 
+    def patches(self, x: Tensor) -> Tensor:
+        """White patches of the padded input in single precision, ``(batch, m, m, m, features)``."""
+        k, pad = self.kernel_size[0], self.kernel_size[0] // 2
+        p = F.pad(x, (pad,) * 6)
+        for axis in (2, 3, 4):
+            p = p.unfold(axis, k, self.stride[0])
+        rows = p.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)
+        return (rows - self.centre) @ self.whiten.T
+
+    def of_patches(self, white: Tensor) -> Tensor:
+        """What the layer makes of :meth:`patches`."""
+        kernel = self.weight.flatten(1)
+        return F.linear(white, F.pad(kernel, (0, white.shape[-1] - kernel.shape[1])), self.bias).permute(0, 4, 1, 2, 3)
+
     def forward(self, x: Tensor) -> Tensor:
         """As an ordinary convolution with the equivalent kernel and bias, always in single precision.
 
@@ -130,6 +144,25 @@ class LeanCNN(nn.Module):
         first.whiten.copy_(whiten)
         first.centre.copy_(centre)
 
+    @torch.no_grad()
+    def prepare(self, x: Tensor, precision: torch.dtype) -> Tensor:
+        """What of the first layer has no free parameters, for a training that sees each sample hundreds of times.
+
+        These are the white patches of all samples, some hundred times as large as their distinct values.
+
+        Returns:
+            ``(n, m, m, m, features)``, on the device of ``x``, which :meth:`forward` takes as well; the features are
+            filled up with zeros to a multiple of eight, as a GPU's matrix units like it.
+        """
+        first = self.layers[0]
+        assert isinstance(first, WhitenedConv3d)
+        fill = (0, -len(first.centre) % 8)
+        return torch.cat([F.pad(first.patches(self._grid(few)).to(precision), fill) for few in x.split(16)])
+
+    def _is_prepared(self, x: Tensor) -> bool:
+        """Whether ``x`` holds patches: a grid has its samples' channels second, and as many voxels along each axis."""
+        return x.ndim == 5 and x.shape[-1] != x.shape[-2]
+
     def _grid(self, x: Tensor) -> Tensor:
         """Distinct values unfolded to ``(batch, in_channels, size, size, size)``; a whole grid as it is."""
         return x if x.ndim == 5 else (x[:, None] if x.ndim == 2 else x)[:, :, self.orbits]
@@ -137,10 +170,13 @@ class LeanCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in_channels, size, size, size)`` -> ``(batch, targets)``.
 
-        Also from distinct values ``(batch, k)`` or ``(batch, in_channels, k)``.
+        Also from distinct values ``(batch, k)`` or ``(batch, in_channels, k)``, or from what :meth:`prepare` returns.
         """
-        out: Tensor = self.layers(self._grid(x)).mean((2, 3, 4))
-        return out
+        first, *others = self.layers
+        out: Tensor = first.of_patches(x) if self._is_prepared(x) else first(self._grid(x))
+        for layer in others:
+            out = layer(out)
+        return out.mean((2, 3, 4), dtype=torch.float32 if out.dtype == torch.bfloat16 else None)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -171,6 +171,8 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         losses, checked, best = state["losses"], state["checked"], state["best"]
+    if where.type == "cuda" and augment is None:
+        X = _prepared(model, X, settings)
     model.train()
     unknown = _unknown(y)
     bar = tqdm(range(len(losses), settings.epochs), initial=len(losses), total=settings.epochs, disable=not progress)
@@ -226,6 +228,16 @@ def fit(
 def _arithmetic(where: torch.device, settings: TrainingSettings) -> torch.autocast:
     """The arithmetic of the forward pass, the same in training and in prediction."""
     return torch.autocast(where.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def _prepared(model: nn.Module, X: Inputs, settings: TrainingSettings) -> Inputs:
+    """What the model makes of its inputs without free parameters (its ``prepare``), once, if the GPU can hold it."""
+    prepare = getattr(model, "prepare", None)
+    if prepare is None:
+        return X
+    precision = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    needed = len(X) * prepare(X[:1], precision).nbytes
+    return prepare(X, precision) if 2.5 * needed < torch.cuda.mem_get_info()[0] else X
 
 
 def _digest(*inputs: Inputs | None) -> str:
