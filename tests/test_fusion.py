@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from ecdlib.learn.predict import load_predictors, predict
 from ecdlib.learn.result import TEST, Result, load_result, shipped_results
 from ecdlib.models.attention_cnn import AttentionCNN
 from ecdlib.models.fusion_lightgbm import FusionLightGBM, FusionScaler, load_trees
-from ecdlib.models.fusion_network import FusionNetwork
+from ecdlib.models.fusion_network import DEFAULTS, FusionNetwork, drawn
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 30))
@@ -53,7 +54,7 @@ def test_all_components_keep_all_distances() -> None:
     assert scaler.explained == pytest.approx(1)
 
 
-@pytest.mark.parametrize("trials", [0, 2])
+@pytest.mark.parametrize("trials", [0, 10])
 def test_trees_learn_and_repeat_themselves(trials: int) -> None:
     models = [FusionLightGBM(20, 20, trials=trials, seed=1).fit(X[:100], Y[:100]) for _ in range(2)]
     a, b = (model.predict(X[100:]) for model in models)
@@ -127,6 +128,14 @@ def test_estimators_keep_scikit_learn_s_contract(model: FusionLightGBM | FusionN
     np.testing.assert_array_equal(clone(model).fit(X, Y).predict(X), model.predict(X))
     assert cross_val_score(model, X, Y, cv=3).shape == (3,)
     assert clone(model).set_params(seed=4).seed == 4
+
+
+def test_a_random_search_takes_the_best_on_what_was_set_aside() -> None:
+    search, alone = (FusionNetwork(epochs=6, device="cpu", seed=3, trials=n).fit(X, Y) for n in (4, 0))
+    assert min(search.regressor_.validation_) <= min(alone.regressor_.validation_)  # the first try is the default
+    settings = [drawn(np.random.default_rng(seed)) for seed in range(40)]
+    assert {s["head_layers"] for s in settings} == {1, 2, 3}
+    assert all(s.keys() == DEFAULTS.keys() for s in settings)
 
 
 @pytest.mark.parametrize(("channels", "n_other"), [(4, 0), (0, 7), (4, 7)])
@@ -205,8 +214,11 @@ def test_protocols_drop_and_leak_what_their_names_say(tmp_path: Path, monkeypatc
     assert scalers["fit-on-all"][0] is not None
 
 
-def test_a_trained_model_comes_back_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    p = FusionParameters(model="attention", epochs=2, cross_validate=True)
+@pytest.mark.parametrize("given", [{}, {"trials": 3, "scaling": "unit interval", "branch_layers": 2}])
+def test_a_trained_model_comes_back_from_its_file(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = FusionParameters(model="attention", epochs=2, cross_validate=True, **given)
     small(monkeypatch)
     _, features, _ = fusion.inputs(p)
     result = run_fusion(p, tmp_path / "r.npz", progress=False)

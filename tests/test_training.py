@@ -154,6 +154,30 @@ def test_a_trained_network_predicts_its_training_samples_as_its_loss_says(precis
     assert missed < 2 * model.losses_[-1] + 1e-3
 
 
+@pytest.mark.parametrize("scaling", ["standard", "unit interval", "none"])
+def test_scaled_targets_come_back_in_their_unit(scaling: Any) -> None:
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    y = 200 + 50 * X[:, 0]
+    settings = replace(QUICK, epochs=300, first_cycle=300, learning_rate=0.05 if scaling != "none" else 5)
+    model = TorchRegressor(lambda: nn.Linear(3, 1), settings, "cpu", progress=False, scaling=scaling).fit(X, y)
+    np.testing.assert_allclose(model.predict(X), y, atol=1)
+
+
+def test_a_constant_rate_moves_to_the_end() -> None:
+    """With the last epoch's rate near zero, weights hardly move; with a constant one they do."""
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    y = X @ [1.0, 2.0, 3.0] + np.random.default_rng(1).normal(size=60)
+    moved = []
+    for annealing in (True, False):
+        weights = []
+        for epochs in (99, 100):
+            settings = replace(QUICK, epochs=epochs, first_cycle=100, cycle_growth=1, annealing=annealing)
+            model = TorchRegressor(lambda: nn.Linear(3, 1), settings, "cpu", progress=False).fit(X, y)
+            weights.append(model.state["weight"])
+        moved.append(np.abs(weights[1] - weights[0]).max())
+    assert moved[0] < 0.1 * moved[1]
+
+
 def test_a_checkpoint_of_other_data_is_not_taken(data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(Interrupted):

@@ -63,6 +63,7 @@ class CgcnnParameters(Parameters):
     epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
     batch_size: int = Field(64, ge=2, description="crystals in a step")
     learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")
+    annealing: bool = Field(True, description="let the rate fall along a cosine; False: constant, as published")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the training crystals that choose the epoch")
     sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
 
@@ -174,7 +175,14 @@ def make_network(p: CgcnnParameters, seed: int, checkpoint: Path) -> CGCNNRegres
     from ecdlib.models.cgcnn_regressor import CGCNNRegressor
 
     return CGCNNRegressor(
-        p.epochs, p.batch_size, p.learning_rate, p.held_out, seed=seed, device=p.device, checkpoint=str(checkpoint)
+        p.epochs,
+        p.batch_size,
+        p.learning_rate,
+        p.held_out,
+        seed=seed,
+        device=p.device,
+        checkpoint=str(checkpoint),
+        annealing=p.annealing,
     )
 
 

@@ -72,6 +72,11 @@ class FusionParameters(Parameters):
     cross_validate: bool = Field(True, description="five-fold cross-validation beside the published split")
     components: int = Field(512, ge=1, description="principal components of the latents, for the trees")
     trials: int = Field(0, ge=0, description="of the search for hyperparameters in each fit; 0: fixed ones")
+    scaling: Literal["standard", "unit interval"] = Field(
+        "standard",
+        description="of the network's targets in training: unit deviation, or the unit interval as published",
+    )
+    branch_layers: int = Field(1, ge=1, le=3, description="dense layers of the network's composition branch")
     epochs: int = Field(60, ge=1, description="at most, of the network")
 
 
@@ -130,7 +135,17 @@ def make_model(
         latents["channels"], latents["edge"] = trained.channels, trained.edge // 2 ** POOLINGS[trained.channels]
         latents["padding"] = "circular" if trained.route == "periodic" else "zeros"
     file = None if checkpoint is None else str(checkpoint)
-    return FusionNetwork(**latents, epochs=p.epochs, seed=p.seed, device=p.device, scaler=scaler, checkpoint=file)
+    return FusionNetwork(
+        **latents,
+        epochs=p.epochs,
+        seed=p.seed,
+        device=p.device,
+        scaler=scaler,
+        checkpoint=file,
+        trials=p.trials,
+        scaling=p.scaling,
+        branch_layers=p.branch_layers,
+    )
 
 
 def run_fusion(p: FusionParameters, out: Path, *, name: str = "ecd train-fusion", progress: bool = True) -> Result:
@@ -201,9 +216,8 @@ def _kept(values: Floats, p: FusionParameters) -> NDArray[np.bool_]:
 
 def _note(model: Any) -> dict[str, Any]:
     """What the search or the training of one fit ended with."""
-    if hasattr(model, "regressor_"):
-        return {"epochs": len(model.regressor_.losses_)}
-    return {"rounds": model.rounds_, **{k: round(float(v), 5) for k, v in model.parameters_.items()}}
+    ended = {"epochs": len(model.regressor_.losses_)} if hasattr(model, "regressor_") else {"rounds": model.rounds_}
+    return ended | {k: round(float(v), 5) for k, v in model.parameters_.items()}
 
 
 def train_final(
@@ -239,6 +253,7 @@ def train_final(
                 regressor = model.regressor_
                 arrays = {k: v.cpu().numpy() for k, v in regressor.module_.state_dict().items()}
                 arrays["target"] = np.array([regressor.mean_[0], regressor.scale_[0]])
+                arrays["setting"] = np.array(json.dumps(model.parameters_))
             arrays["out-of-fold"] = np.stack([evaluated.truth[:, t], evaluated.crossed[:, t]], 1)[known]
             pieces.save(target, arrays, time.perf_counter() - begun)
         state = {f"{target}/{k}": v for target in evaluated.targets for k, v in pieces.load(target).items()}
@@ -383,8 +398,9 @@ class FusionModel:
             return load_trees(part["trees"].tobytes().decode(), features, trusted)
         import torch
 
-        network = make_model(self.parameters, self.meta["density_features"]).network(self.meta["features"])
-        weights = {k: torch.from_numpy(v) for k, v in part.items() if k not in ("target", "out-of-fold")}
+        setting = {"setting": json.loads(str(part["setting"]))} if "setting" in part else {}
+        network = make_model(self.parameters, self.meta["density_features"]).network(self.meta["features"], **setting)
+        weights = {k: torch.from_numpy(v) for k, v in part.items() if k not in ("target", "out-of-fold", "setting")}
         network.load_state_dict(weights)
         return network.eval()
 

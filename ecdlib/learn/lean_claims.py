@@ -114,7 +114,11 @@ def run_normalization(out: Path) -> None:
             if piece not in pieces:
                 settings = TrainingSettings(epochs=epochs, first_cycle=epochs, cycle_growth=1, seed=seed)
                 model = TorchRegressor(
-                    lambda: OctahedralCNN("C", size=SIZE), settings, "cpu", progress=False, normalize=normalized
+                    lambda: OctahedralCNN("C", size=SIZE),
+                    settings,
+                    "cpu",
+                    progress=False,
+                    scaling="standard" if normalized else "none",
                 )
                 with pieces.timing(piece) as seconds:
                     predicted = model.fit(X[~test], truth[~test]).predict(X)

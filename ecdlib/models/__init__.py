@@ -76,6 +76,7 @@ MODELS: dict[str, Model] = {
     "octahedral-a": Model(_octahedral("A"), _CORRELATION, "octahedral Model A", cubic=True),
     "octahedral-b": Model(_octahedral("B"), _CORRELATION, "octahedral Model B", cubic=True),
     "octahedral-c": Model(_octahedral("C"), _CORRELATION, "octahedral Model C", 2, cubic=True),
+    "octahedral-larger-c": Model(_octahedral("larger C"), _CORRELATION, "octahedral larger Model C", 2, cubic=True),
     "lean-a-density": Model(_network("lean_cnn", "LeanCNN", "A", density=True), _DENSITY, "Model A on the density"),
     "zhao": Model(_network("literature_cnn", "Zhao", density=True), _DENSITY, "network after Zhao et al."),
     "mirzaee": Model(_network("literature_cnn", "Mirzaee", density=True), _DENSITY, "network after Mirzaee et al."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,16 @@ class ResidualBlock(nn.Module):
         return nn.functional.silu(self.body(x) + self.shortcut(x))
 
 
+def _dense(inputs: int, width: int, layers: int, dropout: float) -> list[nn.Module]:
+    """Fully connected layers, each with batch normalization, Swish and dropout."""
+    widths = [inputs, *[width] * layers]
+    return [
+        part
+        for a, b in pairwise(widths)
+        for part in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.SiLU(), nn.Dropout(dropout))
+    ]
+
+
 class AttentionCNN(nn.Module):
     """Latents through residual blocks with attention, composition features through a perceptron, then one head.
 
@@ -62,9 +74,12 @@ class AttentionCNN(nn.Module):
     Args:
         channels, edge: of the latents; ``channels=0`` for none.
         n_other: composition features; 0 for none.
-        width: channels of the blocks, and units of the dense layers.
+        width: channels of the blocks; the composition branch has twice as many units.
         padding: as in the autoencoder that made the latents.
         dropout: probability.
+        branch_layers: dense layers that the composition passes.
+        head_layers: dense layers of the head, the last one included; the paper has one to three.
+        head_width: units of its hidden ones.
     """
 
     def __init__(
@@ -75,6 +90,9 @@ class AttentionCNN(nn.Module):
         width: int = 32,
         padding: Padding = "circular",
         dropout: float = 0.2,
+        branch_layers: int = 1,
+        head_layers: int = 2,
+        head_width: int = 64,
     ):
         super().__init__()
         self.shape = (channels, edge, edge, edge)
@@ -82,17 +100,10 @@ class AttentionCNN(nn.Module):
         if channels:
             self.volume = nn.Sequential(ResidualBlock(channels, width, padding), ResidualBlock(width, width, padding))
         if n_other:
-            self.composition = nn.Sequential(
-                nn.Linear(n_other, 2 * width), nn.BatchNorm1d(2 * width), nn.SiLU(), nn.Dropout(dropout)
-            )
+            self.composition = nn.Sequential(*_dense(n_other, 2 * width, branch_layers, dropout))
         joined = (width if channels else 0) + (2 * width if n_other else 0)
-        self.head = nn.Sequential(
-            nn.Linear(joined, 2 * width),
-            nn.BatchNorm1d(2 * width),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * width, 1),
-        )
+        hidden = _dense(joined, head_width, head_layers - 1, dropout)
+        self.head = nn.Sequential(*hidden, nn.Linear(head_width if hidden else joined, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, latents + other features)``, standardized, to ``(batch, 1)``."""

@@ -15,7 +15,7 @@ from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
 
 
 class CGCNNRegressor(RegressorMixin, BaseEstimator):
-    """:class:`ecdlib.models.cgcnn.CGCNN` on crystals: one cosine from the initial learning rate to zero.
+    """:class:`ecdlib.models.cgcnn.CGCNN` on crystals.
 
     Args:
         epochs: passes over the training crystals.
@@ -23,6 +23,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         learning_rate: initial, of Adam.
         held_out: share of the training crystals that choose the epoch.
         checkpoint: file that an interrupted training resumes from.
+        annealing: one cosine from the initial learning rate to zero; False: the rate stays as it is.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         seed: int = 0,
         device: str = "auto",
         checkpoint: str | None = None,
+        annealing: bool = True,
     ):
         self.epochs = epochs
         self.batch_size = batch_size
@@ -42,6 +44,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         self.seed = seed
         self.device = device
         self.checkpoint = checkpoint
+        self.annealing = annealing
 
     def fit(self, X: CrystalGraphs | Sequence[Structure], y: Floats) -> Self:
         """Fit on n crystals, structures or their graphs, and ``y (n,)`` or ``(n, targets)``, NaN where unknown."""
@@ -52,6 +55,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
             learning_rate=self.learning_rate,
             first_cycle=self.epochs,
             cycle_growth=1,
+            annealing=self.annealing,
             precondition=False,
             seed=self.seed,
             held_out=self.held_out,

@@ -29,6 +29,7 @@ FIXED = {
 DEFAULTS = {
     "learning_rate": 0.06,
     "num_leaves": 15,
+    "max_depth": 16,  # deeper than 15 leaves can be
     "min_child_samples": 10,
     "feature_fraction": 0.3,
     "bagging_fraction": 0.8,
@@ -154,6 +155,7 @@ class FusionLightGBM(RegressorMixin, BaseEstimator):
                 {
                     "learning_rate": trial.suggest_float("learning_rate", 0.03, 0.2, log=True),
                     "num_leaves": trial.suggest_int("num_leaves", 4, 31, log=True),
+                    "max_depth": trial.suggest_int("max_depth", 2, 16, log=True),
                     "min_child_samples": trial.suggest_int("min_child_samples", 3, 40, log=True),
                     "feature_fraction": trial.suggest_float("feature_fraction", 0.05, 0.6, log=True),
                     "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),

@@ -23,18 +23,16 @@ class Convolution:
         return f"{self.kernel}@{self.channels}" + (f"/{self.stride}" if self.stride > 1 else "")
 
 
-#: Models A, B and C as the paper lists them; the last layer's channels are the targets (C: both at once).
+_DEEPER = (Convolution(5, 128, 2), Convolution(3, 64), Convolution(3, 32), Convolution(3, 16), Convolution(3, 8))
+_LEAN = (Convolution(5, 64, 2), Convolution(3, 32), Convolution(3, 16), Convolution(3, 8))
+
+#: Models A, B and C as the paper lists them; the last layer's channels are the targets (C: both at once). The larger
+#: Model C, whose layers the paper does not print, has those of Model B.
 ARCHITECTURES: dict[str, tuple[Convolution, ...]] = {
-    "A": (Convolution(5, 64, 2), Convolution(3, 32), Convolution(3, 16), Convolution(3, 8), Convolution(1, 1)),
-    "B": (
-        Convolution(5, 128, 2),
-        Convolution(3, 64),
-        Convolution(3, 32),
-        Convolution(3, 16),
-        Convolution(3, 8),
-        Convolution(1, 1),
-    ),
-    "C": (Convolution(5, 64, 2), Convolution(3, 32), Convolution(3, 16), Convolution(3, 8), Convolution(1, 2)),
+    "A": (*_LEAN, Convolution(1, 1)),
+    "B": (*_DEEPER, Convolution(1, 1)),
+    "C": (*_LEAN, Convolution(1, 2)),
+    "larger C": (*_DEEPER, Convolution(1, 2)),
 }
 
 

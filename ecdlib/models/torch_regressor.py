@@ -33,6 +33,8 @@ class TrainingSettings:
     batch_size: int = 50
     learning_rate: float = 5e-3  #: initial, of Adam
     first_cycle: int = 50  #: epochs until the first warm restart; the paper gives none
+    annealing: bool = True  #: cosines with warm restarts; False: the rate stays as it is
+    weight_decay: float = 0.0  #: of Adam: this share of each weight joins its gradient
     cycle_growth: int = 3  #: each cycle is that much longer than the one before; 50 + 150 + 450 make the paper's 650
     precondition: bool = True  #: whiten the input of the first layer, for networks that can
     precision: Literal["float32", "bfloat16"] = "float32"  #: of the convolutions but the first; weights stay float32
@@ -125,7 +127,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Losses:
-    """Minimize the mean squared error with Adam and cosine annealing with warm restarts.
+    """Minimize the mean squared error with Adam and, unless told otherwise, cosine annealing with warm restarts.
 
     All data live on the device. With validation data, the weights of the epoch with the smallest validation loss are
     kept, and training stops early if ``settings.patience`` says so.
@@ -151,7 +153,7 @@ def fit(
     X, y = X.to(where), None if y is None else y.to(where)
     if validation is not None:
         validation = validation[0].to(where), None if validation[1] is None else validation[1].to(where)
-    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
         optimizer, settings.first_cycle, settings.cycle_growth
     )
@@ -196,7 +198,8 @@ def fit(
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
-        schedule.step()
+        if settings.annealing:
+            schedule.step()
         losses.append(float(total) / len(X))
         if not np.isfinite(losses[-1]):
             remedy = "Lower the learning rate, or look for NaN in the data."
@@ -294,14 +297,18 @@ def _as_inputs(X: Floats | CrystalGraphs) -> Inputs:
     return X if isinstance(X, CrystalGraphs) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
 
 
+#: How targets are scaled while a network is trained.
+Scaling = Literal["standard", "unit interval", "none"]
+
+
 class TorchRegressor(RegressorMixin, BaseEstimator):
-    """A torch model as a scikit-learn estimator: targets normalized on what it is fitted to, predictions scaled back.
+    """A torch model as a scikit-learn estimator: targets scaled by what it is fitted to, predictions scaled back.
 
     Args:
         make_module: returns a fresh module.
         settings: of the training; its seed also fixes the fresh weights.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        normalize: False leaves the targets as they are.
+        scaling: of the targets: to zero mean and unit deviation, to the unit interval, or not at all.
     """
 
     def __init__(
@@ -311,21 +318,24 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         device: str = "auto",
         checkpoint: str | None = None,
         progress: bool = True,
-        normalize: bool = True,
+        scaling: Scaling = "standard",
     ):
         self.make_module = make_module
         self.settings = settings
         self.device = device
         self.checkpoint = checkpoint
         self.progress = progress
-        self.normalize = normalize
+        self.scaling = scaling
 
     def fit(self, X: Floats | CrystalGraphs, y: Floats) -> Self:
         """Train on ``X (n, channels, ...)``, or n graphs, and ``y (n,)`` or ``(n, targets)``, NaN where unknown."""
         targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
-        self.mean_, self.scale_ = np.nanmean(targets, 0), np.nanstd(targets, 0)
-        if not self.normalize:
-            self.mean_, self.scale_ = np.zeros_like(self.mean_), np.ones_like(self.scale_)
+        ones = np.ones(targets.shape[1])
+        self.mean_, self.scale_ = {
+            "standard": (np.nanmean(targets, 0), np.nanstd(targets, 0)),
+            "unit interval": (np.nanmin(targets, 0), np.nanmax(targets, 0) - np.nanmin(targets, 0)),
+            "none": (0 * ones, ones),
+        }[self.scaling]
         torch.manual_seed(self.settings.seed)
         self.module_ = self.make_module()
         inputs = _as_inputs(X)
@@ -335,7 +345,7 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
         scaled = torch.from_numpy(((targets - self.mean_) / self.scale_).astype(np.float32))
         held, train = set_aside(len(inputs), self.settings.held_out, self.settings.seed)
         with _threads(self.module_):
-            self.losses_ = fit(
+            history = fit(
                 self.module_,
                 inputs[train] if len(held) else inputs,
                 scaled[train] if len(held) else scaled,
@@ -344,7 +354,8 @@ class TorchRegressor(RegressorMixin, BaseEstimator):
                 device=self.device,
                 checkpoint=self.checkpoint,
                 progress=self.progress,
-            ).train
+            )
+        self.losses_, self.validation_ = history.train, history.validation
         return self
 
     @property
