@@ -123,13 +123,18 @@ class LeanCNN(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv3d(channels, last.channels, last.kernel))
         self.register_buffer("orbits", torch.from_numpy(cubic_orbits(size).copy()), persistent=False)
 
+    @property
+    def _first(self) -> WhitenedConv3d:
+        first = self.layers[0]
+        assert isinstance(first, WhitenedConv3d)
+        return first
+
     def precondition(self, x: Tensor) -> None:
         """Give the first layer coordinates in which its input, over ``x``, is white (sampled on up to 64 of ``x``).
 
         See :meth:`ecdlib.models.octahedral_cnn.OctahedralCNN.precondition`.
         """
-        first = self.layers[0]
-        assert isinstance(first, WhitenedConv3d)
+        first = self._first
         k, stride, pad = first.kernel_size[0], first.stride[0], first.kernel_size[0] // 2
         patches = []
         for one in self._grid(x[:: max(1, len(x) // 64)]):
@@ -152,8 +157,7 @@ class LeanCNN(nn.Module):
             ``(n, m, m, m, features)``, on the device of ``x``, which :meth:`forward` takes as well; the features are
             filled up with zeros to a multiple of eight, as a GPU's matrix units like it.
         """
-        first = self.layers[0]
-        assert isinstance(first, WhitenedConv3d)
+        first = self._first
         fill = (0, -len(first.centre) % 8)
         return torch.cat([F.pad(first.patches(self._grid(few)).to(precision), fill) for few in x.split(16)])
 
@@ -170,9 +174,9 @@ class LeanCNN(nn.Module):
 
         Also from distinct values ``(batch, k)`` or ``(batch, in_channels, k)``, or from what :meth:`prepare` returns.
         """
-        first, *others = self.layers
+        first = self._first
         out: Tensor = first.of_patches(x) if self._is_prepared(x) else first(self._grid(x))
-        for layer in others:
+        for layer in self.layers[1:]:
             out = layer(out)
         return out.mean((2, 3, 4), dtype=torch.float32 if out.dtype == torch.bfloat16 else None)
 

@@ -236,7 +236,7 @@ def _arithmetic(where: torch.device, settings: TrainingSettings) -> torch.autoca
 def _prepared(model: nn.Module, X: Inputs, settings: TrainingSettings) -> Inputs:
     """What the model makes of its inputs without free parameters (its ``prepare``), once, if the GPU can hold it."""
     prepare = getattr(model, "prepare", None)
-    if prepare is None:
+    if prepare is None or isinstance(X, CrystalGraphs):
         return X
     precision = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     needed = len(X) * prepare(X[:1], precision).nbytes
