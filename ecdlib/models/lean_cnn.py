@@ -176,7 +176,7 @@ class LeanCNN(nn.Module):
         """
         first = self._first
         out: Tensor = first.of_patches(x) if self._is_prepared(x) else first(self._grid(x))
-        for layer in self.layers[1:]:
+        for layer in list(self.layers)[1:]:
             out = layer(out)
         return out.mean((2, 3, 4), dtype=torch.float32 if out.dtype == torch.bfloat16 else None)
 
