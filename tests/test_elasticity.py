@@ -162,6 +162,12 @@ def test_the_network_keeps_scikit_learn_s_contract() -> None:
     np.testing.assert_array_equal(clone(model).fit(graphs, y).predict(graphs), predicted)
 
 
+def test_the_layers_after_the_mean_are_those_asked_for() -> None:
+    structures = list(load_structures().values())[:8]
+    model = CGCNNRegressor(epochs=1, batch_size=4, device="cpu", layers=3).fit(structures, np.arange(8.0))
+    assert [layer.out_features for layer in model.regressor_.module_.hidden] == [128, 128, 128]
+
+
 def test_six_features() -> None:
     structures = load_structures()
     features = six_features([structures["NaCl_225"]], [225])[0]

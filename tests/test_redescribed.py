@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ecdlib.data.properties import labelled
 from ecdlib.density.store import load_density
 from ecdlib.features.common_grid import padded_grid
 from ecdlib.learn.lean_claims import load_study
@@ -34,9 +35,9 @@ def test_shipped_predictions_are_complete() -> None:
     assert note["provenance"]["commit"]
     crystals = rotations["crystal"].nunique()
     assert crystals >= 30
-    assert len(rotations) == crystals * len(ANGLES) * len(AXES) * len(MODELS) * len(INPUTS) * 5
+    assert len(rotations) == crystals * len(ANGLES) * len(AXES) * len(MODELS) * len(INPUTS) * len(labelled("fusion"))
     assert rotations.loc[rotations["angle"] == 0, "kept"].to_numpy() == pytest.approx(1, abs=1e-4)
     spread = rotations.groupby(["model", "inputs", "property", "crystal", "axis"])["predicted"].std()
     assert (spread > 0).mean() > 0.99, "an input that rotates changes the prediction"
     supercells, _ = load_study("supercells")
-    assert len(supercells) == len(PAIR) * len(CELLS) * len(MODELS) * len(INPUTS) * 5
+    assert len(supercells) == len(PAIR) * len(CELLS) * len(MODELS) * len(INPUTS) * len(labelled("fusion"))

@@ -130,8 +130,8 @@ def _shares(name: str) -> Pair:
 FUSION = {
     "fusion-table1-cd": "attention--latent",
     "fusion-table1-magpie": "attention--magpie--all",
-    "fusion-table1-lightgbm": "lightgbm--latent-magpie",
-    "fusion-table1-attcnn": "attention--latent-magpie",
+    "fusion-table1-lightgbm": "lightgbm--padded-latent-magpie--tuned",
+    "fusion-table1-attcnn": "attention--padded-latent-magpie--as-published",
 }
 
 

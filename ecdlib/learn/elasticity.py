@@ -63,6 +63,7 @@ class CgcnnParameters(Parameters):
     epochs: int = Field(6, ge=1, le=100_000, description="passes over the training crystals")
     batch_size: int = Field(64, ge=2, description="crystals in a step")
     learning_rate: float = Field(3e-3, gt=0, description="initial, of Adam; the paper takes 1e-3")
+    layers: int = Field(2, ge=1, le=5, description="dense layers after the mean; the paper has three, read literally")
     annealing: bool = Field(True, description="let the rate fall along a cosine; False: constant, as published")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the training crystals that choose the epoch")
     sample: Subset = Field(0, ge=0, description="random subset of the crystals; 0: all")
@@ -183,6 +184,7 @@ def make_network(p: CgcnnParameters, seed: int, checkpoint: Path) -> CGCNNRegres
         device=p.device,
         checkpoint=str(checkpoint),
         annealing=p.annealing,
+        layers=p.layers,
     )
 
 
@@ -476,7 +478,8 @@ class ElasticityModel:
             prefix = f"{member}/"
             own = {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
             weights = {k: torch.from_numpy(v) for k, v in own.items() if k != "scale"}
-            network = CGCNN(len(self.targets), vectors=self.arrays["vectors"])
+            layers = self.meta["parameters"].get("layers", 2)
+            network = CGCNN(len(self.targets), layers=layers, vectors=self.arrays["vectors"])
             network.load_state_dict(weights)
             members.append(network.eval())
         return members

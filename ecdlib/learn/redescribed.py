@@ -55,7 +55,7 @@ def rotated_pictures(picture: Floats, axis: int, angles: Sequence[float] = ANGLE
 
 
 def run_redescribed(rotations: Path, supercells: Path) -> None:
-    """Predictions of all five properties by both regressors, with and without MAGPIE, from padded latents; resumable.
+    """Predictions of all properties by both regressors, with and without MAGPIE, from padded latents; resumable.
 
     Trees with fixed hyperparameters and the attention network (40 epochs) learn from the published train and
     validation crystals without those of Fig S7. Writes two CSV files with the columns model, inputs, property, crystal

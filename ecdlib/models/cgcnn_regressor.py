@@ -24,6 +24,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         held_out: share of the training crystals that choose the epoch.
         checkpoint: file that an interrupted training resumes from.
         annealing: one cosine from the initial learning rate to zero; False: the rate stays as it is.
+        layers: dense layers after the mean over atoms.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         device: str = "auto",
         checkpoint: str | None = None,
         annealing: bool = True,
+        layers: int = 2,
     ):
         self.epochs = epochs
         self.batch_size = batch_size
@@ -45,6 +47,7 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
         self.device = device
         self.checkpoint = checkpoint
         self.annealing = annealing
+        self.layers = layers
 
     def fit(self, X: CrystalGraphs | Sequence[Structure], y: Floats) -> Self:
         """Fit on n crystals, structures or their graphs, and ``y (n,)`` or ``(n, targets)``, NaN where unknown."""
@@ -61,7 +64,11 @@ class CGCNNRegressor(RegressorMixin, BaseEstimator):
             held_out=self.held_out,
         )
         self.regressor_ = TorchRegressor(
-            lambda: CGCNN(targets), settings, self.device, checkpoint=self.checkpoint, progress=False
+            lambda: CGCNN(targets, layers=self.layers),
+            settings,
+            self.device,
+            checkpoint=self.checkpoint,
+            progress=False,
         )
         self.regressor_.fit(_graphs(X), y)
         return self
