@@ -154,6 +154,18 @@ def test_a_trained_network_predicts_its_training_samples_as_its_loss_says(precis
     assert missed < 2 * model.losses_[-1] + 1e-3
 
 
+def test_training_on_prepared_inputs_is_the_same_training() -> None:
+    torch.manual_seed(0)
+    X, y = torch.rand(24, 56), torch.randn(24, 1)
+    models = [LeanCNN("A", size=11) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        model.precondition(X)
+    first = fit(models[0], X, y, QUICK, device="cpu", progress=False).train
+    second = fit(models[1], models[1].prepare(X, torch.float32), y, QUICK, device="cpu", progress=False).train
+    assert second == pytest.approx(first, rel=1e-3)
+
+
 @pytest.mark.parametrize("scaling", ["standard", "unit interval", "none"])
 def test_scaled_targets_come_back_in_their_unit(scaling: Any) -> None:
     X = np.random.default_rng(0).normal(size=(60, 3))
