@@ -121,7 +121,7 @@ class LeanResultsParameters(Parameters):
     tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "epochs": 1, "crystals": 150}
 
     sizes: int = Field(5, ge=2, le=20, description="points of the learning curves")
-    epochs: int = Field(25, ge=1, description="of the network's learning curve, over all training crystals")
+    epochs: int = Field(100, ge=1, description="of the network's learning curve, over all training crystals")
     crystals: Subset = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
 
 
