@@ -272,8 +272,8 @@ def work(folder: Path, seeds: list[int]) -> None:
 def own_peak() -> int:
     """Largest memory of this process in MiB; what getrusage says includes that of the process that started it."""
     status = Path("/proc/self/status")
-    if status.is_file():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text()).group(1)) // 1024  # type: ignore[union-attr]
+    if status.is_file() and (own := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(own[1]) // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -14,7 +14,6 @@ from ecdlib.density.cell import supercell
 from ecdlib.density.core import Floats
 from ecdlib.density.store import load_density
 from ecdlib.features.common_grid import padded_grid
-from ecdlib.features.composition import magpie_features
 from ecdlib.learn.any_crystal import write_predictions
 from ecdlib.learn.autoencoder import Autoencoder
 from ecdlib.learn.fusion import FusionParameters, inputs, make_model
@@ -80,12 +79,14 @@ def run_redescribed(rotations: Path, supercells: Path) -> None:
                 repeated,
             ),
         }
+        rows = {out: crystals.index.get_indexer(pd.Index(table["crystal"])) for out, (table, _) in cases.items()}
         for model in MODELS:
             for given in INPUTS:
                 p = FusionParameters.checked(
                     {"model": model, "inputs": given, "autoencoder": "padded-16", "epochs": 40, "device": "cpu"}
                 )
                 _, X, n_density = inputs(p)
+                composition = X[:, n_density:]  # no columns without MAGPIE
                 train = ~unseen & ~crystals.index.isin(PAIR)
                 for target in labelled("fusion"):
                     piece = f"{model}-{given}-{target}"
@@ -95,8 +96,8 @@ def run_redescribed(rotations: Path, supercells: Path) -> None:
                         with pieces.timing(piece) as seconds:
                             fitted = make_model(p, n_density).fit(X[known], y[known])
                             found = {
-                                out.stem: fitted.predict(np.hstack([Z, _composition(table, crystals, given)]))
-                                for out, (table, Z) in cases.items()
+                                out.stem: fitted.predict(np.hstack([Z, composition[rows[out]]]))
+                                for out, (_, Z) in cases.items()
                             }
                             pieces.save(piece, found, seconds())
                     for out, (table, _) in cases.items():
@@ -119,10 +120,3 @@ def _rotated(names: Sequence[str], padded: Autoencoder) -> tuple[pd.DataFrame, F
             rows += [{"crystal": name, "axis": axis, "angle": a, "kept": k} for a, k in zip(ANGLES, kept, strict=True)]
             latents.append(padded.encode(each).reshape(len(ANGLES), -1))
     return pd.DataFrame(rows), np.concatenate(latents)
-
-
-def _composition(table: pd.DataFrame, crystals: pd.DataFrame, given: str) -> Floats:
-    """Composition features of each row, if the inputs have them."""
-    if given == "latent":
-        return np.zeros((len(table), 0))
-    return magpie_features(list(crystals.loc[table["crystal"], "formula"]))

@@ -63,17 +63,20 @@ class WhitenedConv3d(nn.Conv3d):
         self.register_buffer("whiten", torch.eye(n))
         self.register_buffer("centre", torch.zeros(n))
 
-    def patches(self, x: Tensor) -> Tensor:
-        """White patches of the padded input in single precision, ``(batch, m, m, m, features)``."""
+    def patches(self, x: Tensor, every: int = 1) -> Tensor:
+        """What the kernel sees of the padded input at every so many positions, ``(batch, m, m, m, features)``."""
         k, pad = self.kernel_size[0], self.kernel_size[0] // 2
         p = F.pad(x, (pad,) * 6)
         for axis in (2, 3, 4):
-            p = p.unfold(axis, k, self.stride[0])
-        rows = p.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)
-        return (rows - self.centre) @ self.whiten.T
+            p = p.unfold(axis, k, every * self.stride[0])
+        return p.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)
+
+    def white_patches(self, x: Tensor) -> Tensor:
+        """The same in coordinates in which it can be white, in the precision of ``x``."""
+        return (self.patches(x) - self.centre) @ self.whiten.T
 
     def of_patches(self, white: Tensor) -> Tensor:
-        """What the layer makes of :meth:`patches`."""
+        """What the layer makes of :meth:`white_patches`."""
         kernel = self.weight.flatten(1)
         return F.linear(white, F.pad(kernel, (0, white.shape[-1] - kernel.shape[1])), self.bias).permute(0, 4, 1, 2, 3)
 
@@ -135,14 +138,8 @@ class LeanCNN(nn.Module):
         See :meth:`ecdlib.models.octahedral_cnn.OctahedralCNN.precondition`.
         """
         first = self._first
-        k, stride, pad = first.kernel_size[0], first.stride[0], first.kernel_size[0] // 2
-        patches = []
-        for one in self._grid(x[:: max(1, len(x) // 64)]):
-            p = F.pad(one, (pad,) * 6)
-            for axis in (1, 2, 3):
-                p = p.unfold(axis, k, 2 * stride)  # every other position
-            patches.append(p.permute(1, 2, 3, 0, 4, 5, 6).reshape(-1, len(first.centre)))
-        rows = torch.cat(patches)
+        some = self._grid(x[:: max(1, len(x) // 64)])
+        rows = torch.cat([first.patches(one[None], every=2).flatten(0, 3) for one in some])
         whiten, centre = whitening(rows, torch.ones(len(rows), device=rows.device))
         first.whiten.copy_(whiten)
         first.centre.copy_(centre)
@@ -159,7 +156,7 @@ class LeanCNN(nn.Module):
         """
         first = self._first
         fill = (0, -len(first.centre) % 8)
-        return torch.cat([F.pad(first.patches(self._grid(few)).to(precision), fill) for few in x.split(16)])
+        return torch.cat([F.pad(first.white_patches(self._grid(few)).to(precision), fill) for few in x.split(16)])
 
     def _is_prepared(self, x: Tensor) -> bool:
         """Whether ``x`` holds patches: a grid has its samples' channels second, and as many voxels along each axis."""
