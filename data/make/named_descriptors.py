@@ -16,7 +16,7 @@ from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT
 from ecdlib.density.store import load_densities, load_density
 from ecdlib.features.descriptors import density_descriptors, structure_descriptors
-from ecdlib.learn.any_crystal import write_predictions
+from ecdlib.learn.table import write_table
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     table = pd.DataFrame(rows).T
     table.columns = pd.Index([f"{of} {name}" for of, name in table.columns])
     note = {"provenance": provenance("data/make/named_descriptors.py", {}, time.time() - begun)}
-    write_predictions(ROOT / "data" / "results" / "descriptors.csv", table.rename_axis("name").reset_index(), note)
+    write_table(ROOT / "data" / "results" / "descriptors.csv", table.rename_axis("name").reset_index(), note)
 
 
 if __name__ == "__main__":

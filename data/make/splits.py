@@ -21,9 +21,10 @@ import pandas as pd
 
 from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT
-from ecdlib.learn.any_crystal import matbench, run_split, write_predictions
+from ecdlib.learn.any_crystal import matbench, run_split
 from ecdlib.learn.held_out import run_held_out, without_cluster, without_element
 from ecdlib.learn.new_crystals import run_among_themselves, run_new_crystals
+from ecdlib.learn.table import write_table
 
 RESULTS = ROOT / "data" / "results"
 #: What LatentMatFusion's Table 1 has; Young's modulus and Debye temperature follow.
@@ -48,12 +49,12 @@ if __name__ == "__main__":
         tables = {t: without_element(t) for t in ("bulk_modulus", "shear_modulus", "formation_energy")}
         table = pd.concat(tables, names=["property", "element"]).reset_index()
         note = {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)}
-        write_predictions(RESULTS / "unseen_elements.csv", table, note)
+        write_table(RESULTS / "unseen_elements.csv", table, note)
     elif which == "clusters":
         begun = time.time()
         table = without_cluster("bulk_modulus")
         note = {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)}
-        write_predictions(RESULTS / "clusters.csv.xz", table, note)
+        write_table(RESULTS / "clusters.csv.xz", table, note)
     elif which == "new":
         run_new_crystals(RESULTS / "new_crystals.csv")
     elif which == "new-known":

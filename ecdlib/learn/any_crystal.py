@@ -21,7 +21,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import constants
 
-from ecdlib.base.errors import atomic_write
 from ecdlib.base.pieces import Pieces, in_pieces
 from ecdlib.base.resources import data_file
 from ecdlib.data.tables import load_crystals, load_cubic_targets, load_matbench_elasticity
@@ -31,6 +30,7 @@ from ecdlib.features.crystal import bundled_crystal_features
 from ecdlib.features.potential import load_potential, potential_features
 from ecdlib.learn.protocol import fold_numbers
 from ecdlib.learn.result import load_result
+from ecdlib.learn.table import note_beside, write_table
 from ecdlib.models.stacked import COVERAGE, BlockScaler, StackedModel
 
 Inputs = Literal["structure", "structure+potential"]
@@ -383,19 +383,6 @@ def refractive_index(electronic: Answers) -> Answers:
     return Answers(*(part.clip(lower=0) ** 0.5 for part in (electronic.left_out, electronic.predicted)))
 
 
-def note_beside(table: Path) -> Path:
-    """The file of JSON that belongs to a table of predictions."""
-    return table.with_name(f"{table.name.split('.')[0]}.json")
-
-
-def write_predictions(out: Path, rows: pd.DataFrame, note: Mapping[str, Any]) -> None:
-    """Write a table (``.csv``, or ``.csv.xz``) and what is to be known of it beside it (:func:`note_beside`)."""
-    with atomic_write(out) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.5g", compression="xz" if out.suffix == ".xz" else None)
-    with atomic_write(note_beside(out)) as temporary:
-        temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-
-
 #: Divisions of the 6,059 crystals into training and test crystals; see :func:`divided`.
 Split = Literal["pydemi", "published", "5-fold", "cubic-892"]
 #: Random divisions of the 892 cubic crystals into ten folds.
@@ -483,7 +470,7 @@ def run_split(
                     elif target in BOTH_WAYS:
                         new["formula"] = note["error"]
         told = {"inner": inner, "runs": [*told["runs"], pieces.provenance()]}
-        write_predictions(out, rows, told)
+        write_table(out, rows, told)
 
 
 #: Letters of Matbench's columns.
@@ -533,7 +520,7 @@ def matbench(out: Path, **settings: Any) -> None:
         miss = (predictions["value"] - predictions.pop("truth")).abs()
         mean = miss.groupby([predictions["property"], predictions["inputs"]]).mean().unstack()
         note = {"mean absolute error": mean.to_dict("index"), "provenance": pieces.provenance()}
-        write_predictions(out, predictions, note)
+        write_table(out, predictions, note)
 
 
 def with_network(folds: pd.DataFrame) -> pd.DataFrame:

@@ -35,13 +35,13 @@ from ecdlib.learn.any_crystal import (
     scaled,
     take,
     unscaled,
-    write_predictions,
 )
 from ecdlib.learn.crystal_model import HalfPrecision, train_crystal_model
 from ecdlib.learn.inputs import StudyParameters, fits_of
 from ecdlib.learn.intervals import NORMAL
 from ecdlib.learn.lean import TrainingParameters, build, channel_settings, inputs, stack_channels
 from ecdlib.learn.model_file import load_model
+from ecdlib.learn.table import write_table
 from ecdlib.models.group_gpr import GroupGPR
 from ecdlib.models.stacked import COVERAGE
 
@@ -106,7 +106,7 @@ def run_held_out(out: Path) -> None:
         recognized = pieces.load("bulk_modulus")["recognized"]
         note = {"densities": len(cubic), "answered": int((recognized >= 0).sum()), "right": int((recognized > 0).sum())}
         table = pd.concat(rows)[["name", "given", "property", *ENDS, "truth"]]
-        write_predictions(out, table, {"valence": note, "provenance": pieces.provenance()})
+        write_table(out, table, {"valence": note, "provenance": pieces.provenance()})
 
 
 def _from_densities(target: str, names: list[str], without: set[str]) -> dict[str, Any]:

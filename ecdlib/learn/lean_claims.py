@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ecdlib.base.pieces import in_pieces
-from ecdlib.base.resources import data_file
 from ecdlib.data.tables import load_cubic_targets
 from ecdlib.density.core import Floats
 from ecdlib.features.autocorrelation import cubic_orbits
 from ecdlib.features.collection import bundled_features
 from ecdlib.features.three_point import bundled_three_point
-from ecdlib.learn.any_crystal import write_predictions
 from ecdlib.learn.protocol import Fit, fold_numbers, folds_of, joined, run_fits
+from ecdlib.learn.table import write_table
 from ecdlib.models.density_gpr import FLOOR
 from ecdlib.models.group_gpr import GroupGPR
 
@@ -88,7 +86,7 @@ def run_three_point(out: Path) -> None:
             )
             for t, target in enumerate(TARGETS)
         ]
-        write_predictions(out, pd.concat(tables), {"provenance": pieces.provenance()})
+        write_table(out, pd.concat(tables), {"provenance": pieces.provenance()})
 
 
 def run_normalization(out: Path) -> None:
@@ -130,7 +128,7 @@ def run_normalization(out: Path) -> None:
                 .loc[lambda table: table["test"] | (table["seed"] == 0)]
                 for t, target in enumerate(TARGETS)
             ]
-        write_predictions(out, pd.concat(tables), {"provenance": pieces.provenance()})
+        write_table(out, pd.concat(tables), {"provenance": pieces.provenance()})
 
 
 def coarse(values: Floats) -> Floats:
@@ -138,9 +136,3 @@ def coarse(values: Floats) -> Floats:
     whole, part = cubic_orbits(51), cubic_orbits(SIZE)
     _, first = np.unique(part, return_index=True)
     return values[:, whole[1::EVERY, 1::EVERY, 1::EVERY].ravel()[first]]
-
-
-def load_study(name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Table and note of a bundled study: ``"three_point"`` or ``"normalization"``."""
-    note: dict[str, Any] = json.loads(data_file(f"results/{name}.json").read_text(encoding="utf-8"))
-    return pd.read_csv(data_file(f"results/{name}.csv.xz")), note

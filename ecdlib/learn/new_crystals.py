@@ -28,13 +28,14 @@ from ecdlib.features.deformation import state_features
 from ecdlib.features.potential import tensor_features
 from ecdlib.features.sevennet import potential_tensors
 from ecdlib.learn.answer import answer
-from ecdlib.learn.any_crystal import ENDS, INNER_FOLDS, STRUCTURE, crystal_table, load_targets, write_predictions
+from ecdlib.learn.any_crystal import ENDS, INNER_FOLDS, STRUCTURE, crystal_table, load_targets
 from ecdlib.learn.crystal_model import HalfPrecision, fit_property, standard
 from ecdlib.learn.domain import DEFAULT_MODEL
 from ecdlib.learn.held_out import as_chgcar
 from ecdlib.learn.inputs import INPUTS, TARGETS, fit_and_predict, hill_moduli, study_blocks, study_names, study_truth
 from ecdlib.learn.intervals import membership
 from ecdlib.learn.protocol import Fit, fold_numbers
+from ecdlib.learn.table import write_table
 
 #: Sets of inputs that the same model is asked with, as in the chapter on what the calculation adds.
 STUDIED = tuple(INPUTS)[:15]
@@ -75,7 +76,7 @@ def run_new_crystals(out: Path) -> None:
     for given, values in _studied([densities[name] for name in names]).items():
         table = pd.concat([table, pd.DataFrame({"name": names, "given": given, "value": values})])
     table["truth"] = labels["bulk_modulus"].loc[table["name"]].to_numpy()
-    write_predictions(out, table, {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)})
+    write_table(out, table, {"provenance": provenance("data/make/splits.py", {}, time.time() - begun)})
 
 
 def _answered(density: ChargeDensity, given: str) -> tuple[Any, ...]:
@@ -118,7 +119,7 @@ def run_among_themselves(out: Path) -> None:
     table = pd.concat([*tables, pd.DataFrame(answers, names, ENDS).rename_axis("name").reset_index()])
     table = table.fillna({"given": "any crystal"}).assign(truth=labels["bulk_modulus"].loc[table["name"]].to_numpy())
     note = {"labelled": labelled, "provenance": provenance("data/make/splits.py", {}, time.time() - begun)}
-    write_predictions(out, table, note)
+    write_table(out, table, note)
 
 
 def _any_crystal(structures: dict[str, Structure], values: Floats) -> tuple[Floats, dict[str, float]]:

@@ -14,10 +14,10 @@ from ecdlib.density.cell import supercell
 from ecdlib.density.core import Floats
 from ecdlib.density.store import load_density
 from ecdlib.features.common_grid import padded_grid
-from ecdlib.learn.any_crystal import write_predictions
 from ecdlib.learn.autoencoder import Autoencoder
 from ecdlib.learn.fusion import FusionParameters, inputs, make_model
 from ecdlib.learn.model_file import load_model
+from ecdlib.learn.table import write_table
 
 #: Degrees; a whole quarter turn is a renaming of axes.
 ANGLES = tuple(range(0, 91, 15))
@@ -105,7 +105,7 @@ def run_redescribed(rotations: Path, supercells: Path) -> None:
                         row = {"model": model, "inputs": given, "property": target}
                         tables[out].append(table.assign(**row, predicted=values))
         for out, parts in tables.items():
-            write_predictions(out, pd.concat(parts), {"provenance": pieces.provenance()})
+            write_table(out, pd.concat(parts), {"provenance": pieces.provenance()})
 
 
 def _rotated(names: Sequence[str], padded: Autoencoder) -> tuple[pd.DataFrame, Floats]:
