@@ -8,8 +8,8 @@ import pytest
 from ecdlib.data.properties import labelled
 from ecdlib.density.store import load_density
 from ecdlib.features.common_grid import padded_grid
-from ecdlib.learn.table import load_study
 from ecdlib.learn.redescribed import ANGLES, AXES, CELLS, INPUTS, MODELS, PAIR, rotated_pictures
+from ecdlib.learn.table import load_study
 
 
 @pytest.mark.parametrize("axis", range(3))

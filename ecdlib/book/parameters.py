@@ -102,7 +102,7 @@ class FeaturesParameters(Parameters):
     example: Crystal = Field("Fe3SnC_221", description="crystal shown")
     size: Size = Field(51, ge=3, le=201, description="odd number of voxels along each axis of the standard grid")
     voxel: float = Field(0.2, gt=0, le=2, description="voxel width in Å")
-    sample: int = Field(40, ge=2, le=892, description="crystals on which the order of interpolation is compared")
+    sample: int = Field(20, ge=2, le=892, description="crystals on which the order of interpolation is compared")
 
 
 class ArchitecturesParameters(Parameters):
@@ -117,12 +117,9 @@ class ArchitecturesParameters(Parameters):
 class LeanResultsParameters(Parameters):
     """The lean networks, put to the test."""
 
-    full: ClassVar[dict[str, Any]] = {"epochs": 650}
-    tiny: ClassVar[dict[str, Any]] = {"sizes": 2, "epochs": 1, "crystals": 150}
+    tiny: ClassVar[dict[str, Any]] = {"crystals": 150}
 
-    sizes: int = Field(5, ge=2, le=20, description="points of the learning curves")
-    epochs: int = Field(100, ge=1, description="of the network's learning curve, over all training crystals")
-    crystals: Subset = Field(0, ge=0, description="random subset of the crystals for the learning curve; 0: all")
+    crystals: Subset = Field(0, ge=0, description="random subset of the crystals for the parabola; 0: all")
 
 
 class BeyondParameters(Parameters):
@@ -153,14 +150,11 @@ class OwnCrystalParameters(Parameters):
 class AnyCodeParameters(Parameters):
     """One crystal, many densities: valence conventions and the way between them."""
 
-    full: ClassVar[dict[str, Any]] = {"folds": 10}
-    tiny: ClassVar[dict[str, Any]] = {"pairs": 12, "folds": 2, "crystals": 60}
+    tiny: ClassVar[dict[str, Any]] = {"pairs": 12}
 
     example: PairName = Field("NaI_225", description="crystal shown step by step, one of the pairs")
     smoothing: float = Field(0.3, ge=0.1, le=1, description="standard deviation of the Gaussian that smooths, Å")
     pairs: int = Field(0, ge=0, description="pairs that are compared, evenly chosen; 0: all")
-    folds: int = Field(3, ge=2, le=100, description="folds of the cross-validation of each channel")
-    crystals: Subset = Field(0, ge=0, description="random subset of the cubic crystals for it; 0: all")
 
 
 class InputsParameters(Parameters):

@@ -53,24 +53,24 @@ def _parameters(**values: Any) -> TrainingParameters:
 
 
 def run_channels(out: Path) -> None:
-    """What each channel of a portable density contributes: ten-fold cross-validation of one Gaussian process.
+    """What each channel of a portable density contributes: ten-fold cross-validation of a Gaussian process on one.
+
+    The folds are those of the models on both channels and on raw densities, whose predictions ship as results.
 
     Writes ``out``, a CSV of name, property, truth and the prediction from each channel, and its provenance.
     """
     labels = load_cubic_targets()
     names = list(labels.index)
     with in_pieces(out, SCRIPT, {"folds": 10}) as pieces:
-        raw, both = (inputs(_parameters(model="density-gpr", convention=c), names) for c in ("computed", "portable"))
-        smoothed, chemical = np.split(both, 2, axis=1)
-        X = {"raw density": raw, "smoothed alone": smoothed, "chemical valence alone": chemical, "both: portable": both}
+        both = inputs(_parameters(model="density-gpr", convention="portable"), names)
+        X = dict(zip(("smoothed", "chemical valence"), np.split(both, 2, axis=1), strict=True))
         tables = []
         for target in TARGETS:
             y = labels[target].to_numpy()
             found = {"name": names, "property": target, "truth": y}
             for label, features in X.items():
-                piece = f"{label.replace(': ', '-').replace(' ', '-')}-{target}"
-                make = partial(DensityGPR, log_target=target == TARGETS[0], channels=1 + (features is both))
-                found[label] = _made(pieces, piece, _out_of_fold, make, features, y)
+                make = partial(DensityGPR, log_target=target == TARGETS[0])
+                found[label] = _made(pieces, f"{label.split()[0]}-{target}", _out_of_fold, make, features, y)
             tables.append(pd.DataFrame(found))
         write_table(out, pd.concat(tables), {"provenance": pieces.provenance()})
 
