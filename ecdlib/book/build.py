@@ -34,6 +34,9 @@ FRONT = "front"
 class Course(Protocol):
     """What a course adds to the book (:mod:`ecdlib.course.pages`)."""
 
+    def chapter_seconds(self, page: str, /) -> float:
+        """How long a chapter took when it was last measured; 0 if it was not."""
+
     def questions_html(self, page: str, /) -> str:
         """Questions for the end of a chapter."""
 
@@ -54,7 +57,7 @@ def build_book(
 ) -> Path:
     """Execute all notebooks (those whose cached run is current are taken as they are) and build the HTML.
 
-    Those of the `quick` and `tiny` profiles are executed two at a time, with one thread each.
+    Those of the `quick` and `tiny` profiles are executed two at a time, with one thread each, the longest first.
 
     Finished runs with other parameters become pages beneath their original; those made from older sources are left
     out with a notice.
@@ -72,7 +75,8 @@ def build_book(
     shutil.rmtree(PAGES, ignore_errors=True)
     PAGES.mkdir(parents=True)
     folders = {}
-    calls = [(notebook, parameters.resolve(notebook, {}, profile), kernel, force) for notebook in NOTEBOOKS]
+    longest_first = sorted(NOTEBOOKS, key=course.chapter_seconds, reverse=True)
+    calls = [(notebook, parameters.resolve(notebook, {}, profile), kernel, force) for notebook in longest_first]
     workers = 1 if profile == "full" or kernel else min(2, available_cores())
     for number, (i, (folder, seconds)) in enumerate(in_processes(_timed, calls, workers), 1):
         how = "unchanged" if seconds is None else f"executed in {seconds:.0f} s"

@@ -61,6 +61,11 @@ def load_times() -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else nothing
 
 
+def chapter_seconds(page: str) -> float:
+    """How long a chapter took when it was last measured; 0 if it was not."""
+    return float(load_times()["chapters"].get(page, 0))
+
+
 def _seconds(value: float | None) -> str:
     if value is None:
         return "not measured"
