@@ -139,7 +139,7 @@ def test_early_stopping_keeps_the_best_weights() -> None:
 
 @pytest.mark.slow
 def test_training_an_autoencoder_lowers_its_loss_and_is_repeatable(tmp_path: Path) -> None:
-    p = AutoencoderParameters(edge=16, epochs=2, crystals=60)
+    p = AutoencoderParameters(edge=16, epochs=2, crystals=60, turned="crystal")
     first = train_autoencoder(p, tmp_path / "a.npz", progress=False)
     second = train_autoencoder(p, tmp_path / "b.npz", progress=False)
     assert first.losses[-1] < first.losses[0]

@@ -51,6 +51,10 @@ class AutoencoderParameters(Parameters):
     batch_size: int = Field(16, ge=2, description="crystals in a step")
     learning_rate: float = Field(1e-3, gt=0, description="initial, of Adam")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the convolutions in training")
+    annealing: bool = Field(True, description="let the rate fall along a cosine; False: constant, until it stops")
+    turned: Literal["batch", "crystal"] = Field(
+        "batch", description="what is turned into one of 12 orientations in each step: a batch, or each of its crystals"
+    )
     patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
     crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
 
@@ -175,7 +179,8 @@ def train_autoencoder(
 ) -> Autoencoder:
     """Train on the bundled densities with the published split, and write the result; resumes between epochs.
 
-    The loss is the mean squared error over the voxels of unscaled densities, each batch in one of 12 orientations.
+    The loss is the mean squared error over the voxels of unscaled densities; each batch, or each of its crystals, is in
+    one of 12 orientations, drawn anew in each epoch.
 
     Args:
         out: file to write (``.npz``).
@@ -207,6 +212,7 @@ def train_autoencoder(
         batch_size=p.batch_size,
         learning_rate=p.learning_rate,
         precision=p.precision,
+        annealing=p.annealing,
         first_cycle=p.epochs,  # one fall of the learning rate to zero
         cycle_growth=1,
         seed=p.seed,
@@ -215,7 +221,10 @@ def train_autoencoder(
     )
 
     def turn(x: Any, generator: Any) -> Any:
-        return orientation(x, int(torch.randint(12, (), generator=generator)))
+        if p.turned == "batch":
+            return orientation(x, int(torch.randint(12, (), generator=generator)))
+        numbers = torch.randint(12, (len(x),), generator=generator).tolist()
+        return torch.stack([orientation(one, number) for one, number in zip(x, numbers, strict=True)])
 
     with in_pieces(out, name, p.model_dump()) as pieces:
         torch.manual_seed(p.seed)
