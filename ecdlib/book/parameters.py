@@ -209,6 +209,23 @@ class CostParameters(Parameters):
     degree: Degree = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
 
 
+class ShortAutoencoderParameters(AutoencoderParameters):
+    """The autoencoder: training, reconstruction, latent sizes."""
+
+    full: ClassVar[dict[str, Any]] = {**AutoencoderParameters.full, "crystals": 0}
+
+    batch_size: int = Field(8, ge=2, description="crystals in a step")
+    crystals: Subset = Field(100, ge=0, description="random subset of the bundled crystals; 0: all")
+
+
+class ShortCgcnnParameters(CgcnnParameters):
+    """Crystal graph network: official folds, ensemble, uncertainty."""
+
+    full: ClassVar[dict[str, Any]] = {**CgcnnParameters.full, "sample": 0}
+
+    sample: Subset = Field(1500, ge=0, description="random subset of the crystals; 0: all")
+
+
 class LatentDatabaseParameters(Parameters):
     """The latent database: how small, how exact, and how to use it."""
 
@@ -296,13 +313,13 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "any_crystal": AnyCrystalParameters,
     "fusion_data": FusionDataParameters,
     "label_origins": LabelOriginsParameters,
-    "autoencoder": AutoencoderParameters,
+    "autoencoder": ShortAutoencoderParameters,
     "latent_database": LatentDatabaseParameters,
     "fusion": FusionParameters,
     "robustness": RobustnessParameters,
     "cost": CostParameters,
     "ten_lines": TenLinesParameters,
-    "cgcnn": CgcnnParameters,
+    "cgcnn": ShortCgcnnParameters,
     "elastic_quantities": ElasticQuantitiesParameters,
     "table_audit": TableAuditParameters,
     "screening": ScreeningParameters,
