@@ -1,6 +1,7 @@
 """Settings of a task: typed, with limits, units and presets, and one clear line for what is not allowed.
 
-Each class of settings stands beside the code that obeys it; a notebook that runs the task takes the same class.
+Each class of settings stands beside the code that obeys it; a notebook that runs the task takes the same class,
+or one that only changes defaults, where the task would take minutes.
 """
 
 from __future__ import annotations

@@ -114,6 +114,14 @@ class ArchitecturesParameters(Parameters):
     batch: int = Field(8, ge=1, le=500, description="crystals in the batch that is timed")
 
 
+class ShortTrainingParameters(TrainingParameters):
+    """Training, and why the input is whitened."""
+
+    full: ClassVar[dict[str, Any]] = {**TrainingParameters.full, "crystals": 0}
+
+    crystals: Subset = Field(300, ge=0, description="random subset of the cubic crystals; 0: all")
+
+
 class LeanResultsParameters(Parameters):
     """The lean networks, put to the test."""
 
@@ -203,6 +211,23 @@ class CostParameters(Parameters):
     degree: Degree = Field(2, description="degree of the polynomial fitted to the energies of a deformation")
 
 
+class ShortAutoencoderParameters(AutoencoderParameters):
+    """The autoencoder: training, reconstruction, latent sizes."""
+
+    full: ClassVar[dict[str, Any]] = {**AutoencoderParameters.full, "crystals": 0}
+
+    batch_size: int = Field(8, ge=2, description="crystals in a step")
+    crystals: Subset = Field(100, ge=0, description="random subset of the bundled crystals; 0: all")
+
+
+class ShortCgcnnParameters(CgcnnParameters):
+    """Crystal graph network: official folds, ensemble, uncertainty."""
+
+    full: ClassVar[dict[str, Any]] = {**CgcnnParameters.full, "sample": 0}
+
+    sample: Subset = Field(1500, ge=0, description="random subset of the crystals; 0: all")
+
+
 class LatentDatabaseParameters(Parameters):
     """The latent database: how small, how exact, and how to use it."""
 
@@ -279,7 +304,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "features": FeaturesParameters,
     "baseline": BaselineParameters,
     "architectures": ArchitecturesParameters,
-    "training": TrainingParameters,
+    "training": ShortTrainingParameters,
     "lean_results": LeanResultsParameters,
     "beyond": BeyondParameters,
     "attention": AttentionParameters,
@@ -290,13 +315,13 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "any_crystal": AnyCrystalParameters,
     "fusion_data": FusionDataParameters,
     "label_origins": LabelOriginsParameters,
-    "autoencoder": AutoencoderParameters,
+    "autoencoder": ShortAutoencoderParameters,
     "latent_database": LatentDatabaseParameters,
     "fusion": FusionParameters,
     "robustness": RobustnessParameters,
     "cost": CostParameters,
     "ten_lines": TenLinesParameters,
-    "cgcnn": CgcnnParameters,
+    "cgcnn": ShortCgcnnParameters,
     "elastic_quantities": ElasticQuantitiesParameters,
     "table_audit": TableAuditParameters,
     "screening": ScreeningParameters,

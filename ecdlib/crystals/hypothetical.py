@@ -34,11 +34,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from pymatgen.core import Composition, Element, Lattice, Structure
-from tqdm import tqdm
 
-from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.errors import EcdError
-from ecdlib.base.resources import read_once
+from ecdlib.base.resources import data_file, read_once
 from ecdlib.crystals.candidate import RADIOACTIVE, Candidate
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.density.core import symmetry
@@ -105,10 +103,15 @@ def prototype(structure: Structure) -> str:
     >>> prototype(Structure(Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
     'AB_221_a_b'
     """
+    return described(structure)[0]
+
+
+def described(structure: Structure) -> tuple[str, int]:
+    """Prototype of a crystal (see :func:`prototype`) and atoms in its primitive cell; 0 if no symmetry is found."""
     numbers = list(structure.atomic_numbers)
     found = symmetry(structure)
     if found is None:
-        return ""
+        return "", 0
     orbits: dict[int, dict[int, str]] = defaultdict(dict)
     for number, letter, orbit in zip(numbers, found.wyckoffs, found.crystallographic_orbits, strict=True):
         orbits[number][int(orbit)] = letter
@@ -120,7 +123,17 @@ def prototype(structure: Structure) -> str:
     factor = math.gcd(*amounts.values())
     order = sorted((amounts[number] // factor, letters[number]) for number in amounts)
     anonymous = "".join(f"{name}{n if n > 1 else ''}" for name, (n, _) in zip(ascii_uppercase, order, strict=False))
-    return "_".join([anonymous, str(found.number), *(each for _, each in order)])
+    label = "_".join([anonymous, str(found.number), *(each for _, each in order)])
+    return label, len(set(found.mapping_to_primitive))
+
+
+@read_once
+def bundled_prototypes() -> pd.DataFrame:
+    """What :func:`described` says of each bundled crystal, by name: prototype, primitive (atoms in that cell).
+
+    The table is made by ``data/make/prototypes.py``: to find all symmetries takes a minute or two.
+    """
+    return pd.read_csv(data_file("screening/prototypes.csv.xz"), index_col="name", keep_default_na=False)
 
 
 def _listed_spacegroups() -> dict[str, int]:
@@ -135,17 +148,12 @@ def known_crystals() -> pd.DataFrame:
     """The bundled crystals of two or more elements, indexed by name.
 
     Columns: prototype, spacegroup (of the prototype), formula (:data:`Formula`), n_atoms, volume (Å³ per atom),
-    parent (may be decorated). Symmetry is found once, in about a minute, and kept in ``_build/cache``.
+    parent (may be decorated).
     """
-
-    def make() -> Arrays:
-        bar = tqdm(load_structures().values(), desc="Prototypes", unit=" crystals")
-        return {"prototypes": np.array([prototype(structure) for structure in bar])}
-
-    labels, structures = cached("prototypes", make)["prototypes"], load_structures()
+    structures = load_structures()
     table = pd.DataFrame(
         {
-            "prototype": labels,
+            "prototype": bundled_prototypes()["prototype"].reindex(list(structures)).to_numpy(),
             "formula": [_formula(s.composition.get_el_amt_dict()) for s in structures.values()],
             "n_atoms": [len(s) for s in structures.values()],
             "volume": [s.volume / len(s) for s in structures.values()],

@@ -47,9 +47,12 @@ def in_order(family: pd.Series, truth: pd.Series, prediction: pd.Series) -> pd.S
         {'SiO2': 1.0, 'TiO2': 0.0}
     """
     found = {}
-    for name, rows in family.groupby(family).groups.items():
+    pair = [x.loc[family.index].to_numpy() for x in (truth, prediction)]
+    for name, rows in sorted(family.groupby(family).indices.items()):
+        if len(rows) < 2:
+            continue
         i, j = np.triu_indices(len(rows), 1)
-        true, said = (np.sign(x[rows].to_numpy()[i] - x[rows].to_numpy()[j]) for x in (truth, prediction))
+        true, said = (np.sign(x[rows[i]] - x[rows[j]]) for x in pair)
         if true.any():
             found[name] = float((true == said)[true != 0].mean())
     return pd.Series(found, dtype=float)

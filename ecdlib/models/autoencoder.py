@@ -26,8 +26,11 @@ class PaddedConv3d(nn.Conv3d):
 
 
 def _block(convolution: nn.Module, channels: int, resize: nn.Module, batch_norm: bool, dropout: float) -> nn.Sequential:
-    """Convolution, ReLU, change of grid; then batch normalization and dropout, where asked for."""
-    layers = [convolution, nn.ReLU(), resize]
+    """Convolution, ReLU, change of grid; then batch normalization and dropout, where asked for.
+
+    ReLU and a change of grid commute: ReLU acts on the smaller one.
+    """
+    layers = [convolution, resize, nn.ReLU()] if isinstance(resize, nn.MaxPool3d) else [convolution, nn.ReLU(), resize]
     layers += [nn.BatchNorm3d(channels)] if batch_norm else []
     layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
@@ -71,7 +74,10 @@ class ChargeDensityAutoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """``(batch, 1, n, n, n)`` densities in e/Å³ to ``(batch, channels, m, m, m)`` latents, none negative."""
-        latent: Tensor = self.encoder(x.contiguous(memory_format=torch.channels_last_3d))
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        if not self.training:  # one channel has this format only by its strides; in training it would change the dropout
+            x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+        latent: Tensor = self.encoder(x)
         return latent
 
     def decode(self, latent: Tensor) -> Tensor:

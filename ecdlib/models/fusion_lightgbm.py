@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any, Self
 
@@ -56,7 +57,7 @@ class FusionScaler:
         self.mean, self.scale = scaler.mean_, scaler.scale_
         if self.n_latent:
             latents = self._standardized(X)[:, : self.n_latent]
-            pca = PCA(min(self.n_components, *latents.shape), svd_solver="full").fit(latents)
+            pca = _principal_components(latents, min(self.n_components, *latents.shape))
             self.components, self.centre = pca.components_, pca.mean_
             self.explained = float(pca.explained_variance_ratio_.sum())
         return self
@@ -88,6 +89,19 @@ class FusionScaler:
             return X
         reduced = (X[:, : self.n_latent] - self.centre) @ self.components.T
         return np.hstack([reduced, X[:, self.n_latent :]])
+
+
+_FOUND: dict[tuple[str, int], PCA] = {}  # the last few: models of several labels are fitted on the same rows
+
+
+def _principal_components(values: Floats, n: int) -> PCA:
+    """Fitted to ``(samples, features)``; found once for the same values."""
+    key = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest(), n
+    if key not in _FOUND:
+        while len(_FOUND) >= 12:
+            _FOUND.pop(next(iter(_FOUND)))
+        _FOUND[key] = PCA(n, svd_solver="full").fit(values)
+    return _FOUND[key]
 
 
 class FusionLightGBM(RegressorMixin, BaseEstimator):
