@@ -11,11 +11,11 @@ from ecdlib.base.resources import data_folder
 from ecdlib.crystals.hypothetical import described
 from ecdlib.data.tables import load_structures
 from ecdlib.density.core import SYMPREC
-from ecdlib.learn.any_crystal import write_predictions
+from ecdlib.learn.table import write_table
 
 if __name__ == "__main__":
     begun = time.monotonic()
     rows = [(name, *described(structure)) for name, structure in load_structures().items()]
     table = pd.DataFrame(rows, columns=["name", "prototype", "primitive"])
     note = {"provenance": provenance("data/make/prototypes.py", {"symprec": SYMPREC}, time.monotonic() - begun)}
-    write_predictions(data_folder() / "screening" / "prototypes.csv.xz", table, note)
+    write_table(data_folder() / "screening" / "prototypes.csv.xz", table, note)
