@@ -1,4 +1,4 @@
-"""Prototypes of the bundled crystals and atoms in their primitive cells: data/screening/prototypes.csv.xz and its .json,
+"""Prototypes of the bundled crystals and atoms in their primitive cells: data/screening/prototypes.csv.xz and .json,
 two minutes of one core.
 """
 
