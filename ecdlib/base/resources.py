@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,7 +106,9 @@ def data_file(name: str) -> Path:
     manifest, path = load_manifest(), data_folder() / name
     remedy = "Restore it with: git checkout -- data"
     if name not in manifest:
-        raise EcdError(path, "is not among the bundled files", f"Known: {', '.join(sorted(manifest))}.")
+        alike = get_close_matches(name, manifest, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(alike)}?" if alike else "The names are those of data/manifest.json."
+        raise EcdError(path, "is not among the bundled files", hint)
     if not path.is_file() and data_folder() == PACKAGED:
         path = _fetched(name, manifest[name]["sha256"])
     if not path.is_file():
