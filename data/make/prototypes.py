@@ -1,5 +1,5 @@
-"""Prototypes of the bundled crystals and atoms in their primitive cells: data/screening/prototypes.csv.xz and its .json,
-two minutes of one core.
+"""Prototypes of the bundled crystals and atoms in their primitive cells: data/screening/prototypes.csv.xz and .json, two
+minutes of one core.
 """
 
 import time
