@@ -1,5 +1,6 @@
-"""Prototypes of the bundled crystals and atoms in their primitive cells: data/screening/prototypes.csv.xz and .json, two
-minutes of one core.
+"""Prototypes of the bundled crystals and atoms in their primitive cells: data/screening/prototypes.csv.xz and .json.
+
+Two minutes of one core.
 """
 
 import time

@@ -75,9 +75,7 @@ class ChargeDensityAutoencoder(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """``(batch, 1, n, n, n)`` densities in e/Å³ to ``(batch, channels, m, m, m)`` latents, none negative."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        if (
-            not self.training
-        ):  # one channel has this format only by its strides; in training it would change the dropout
+        if not self.training:  # one channel has this format by its strides alone; in training it would change dropout
             x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
         latent: Tensor = self.encoder(x)
         return latent
