@@ -114,14 +114,6 @@ class ArchitecturesParameters(Parameters):
     batch: int = Field(8, ge=1, le=500, description="crystals in the batch that is timed")
 
 
-class ShortTrainingParameters(TrainingParameters):
-    """Training, and why the input is whitened."""
-
-    full: ClassVar[dict[str, Any]] = {**TrainingParameters.full, "crystals": 0}
-
-    crystals: Subset = Field(300, ge=0, description="random subset of the cubic crystals; 0: all")
-
-
 class LeanResultsParameters(Parameters):
     """The lean networks, put to the test."""
 
@@ -304,7 +296,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "features": FeaturesParameters,
     "baseline": BaselineParameters,
     "architectures": ArchitecturesParameters,
-    "training": ShortTrainingParameters,
+    "training": TrainingParameters,
     "lean_results": LeanResultsParameters,
     "beyond": BeyondParameters,
     "attention": AttentionParameters,
