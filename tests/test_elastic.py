@@ -15,15 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.analysis.elasticity import ElasticTensor
 from pymatgen.core import Lattice, Structure
+from pymatgen.symmetry.groups import PointGroup, SpaceGroup
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import ROOT
+from ecdlib.data.tables import load_structures
+from ecdlib.density.store import load_densities
 from ecdlib.elastic.strain import (
+    COMPONENTS,
+    DEFORMATIONS,
     MODES,
     CubicConstants,
     cubic_constants,
     cubic_strains,
+    general_strains,
     independent_constants,
+    independent_deformations,
+    load_strains,
     spacegroup_constants,
     strain_energies,
     strained_cell,
@@ -32,8 +40,8 @@ from ecdlib.elastic.strain import (
 
 #: The script that made the bundled calculations.
 maker = run_path(str(ROOT / "data/make/elastic_strains.py"))
-REPEATS, STRAINS, orthogonal_cell, run_strains = (
-    maker[name] for name in ("REPEATS", "STRAINS", "orthogonal_cell", "run_strains")
+REPEATS, STRAINS, orthogonal_cell, primitive_cell, run_strains = (
+    maker[name] for name in ("REPEATS", "STRAINS", "orthogonal_cell", "primitive_cell", "run_strains")
 )
 
 ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.0), ["Li", "H"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -143,6 +151,42 @@ def test_constants_of_each_point_group():
         assert {spacegroup_constants(n) for n in range(first, last + 1)} == counts
 
 
+def test_the_21_deformations_determine_any_stiffness():
+    assert len(DEFORMATIONS) == spacegroup_constants(2) == 21
+    volume, d = 42.0, 0.01
+    for C in stable(3, 3):
+        second = {m: 2 * float(energy(C, general_strains(m, d), volume)) / (volume * GPa * d**2) for m in DEFORMATIONS}
+        found = np.diag([second[m] for m in COMPONENTS])
+        for mode in DEFORMATIONS[6:]:
+            i, j = (COMPONENTS.index(component) for component in mode.split("+"))
+            found[i, j] = found[j, i] = (second[mode] - found[i, i] - found[j, j]) / 2
+        assert np.allclose(found, C)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8, 14, 62, 88, 139, 205, 225])
+def test_as_many_deformations_as_constants_and_they_determine_all(number: int):
+    group = SpaceGroup.from_int_number(number)
+    R = np.array([o.rotation_matrix for o in PointGroup(group.point_group).symmetry_ops])  # axes at right angles
+    modes = independent_deformations(R)
+    assert len(set(modes)) == spacegroup_constants(number)
+    # A stiffness with the crystal's symmetry and no energy in these deformations has none in any.
+    e = {m: general_strains(m, 1e-3) - np.eye(3) for m in DEFORMATIONS}
+    turned = {m: R @ x @ np.swapaxes(R, 1, 2) for m, x in e.items()}
+    parts = {m: np.einsum("nij,nkl->ijkl", x, x).ravel() for m, x in turned.items()}
+    basis = np.array([parts[m] for m in modes]).T
+    for mode in DEFORMATIONS:
+        rest = parts[mode] - basis @ np.linalg.lstsq(basis, parts[mode], rcond=None)[0]
+        assert abs(rest).max() < 1e-9 * abs(parts[mode]).max()
+
+
+def test_small_strains_of_both_kinds_agree():
+    cell = np.diag([3.0, 4.0, 5.0])
+    d = 1e-6
+    assert np.allclose(strained_cell(cell, "xy", 2 * d), strained_cell(cell, "shear", d), atol=1e-10)
+    assert np.linalg.det(general_strains("xx+yy", d)) == pytest.approx(1 + 2 * d)
+    assert np.linalg.det(general_strains("yz+xz", d)) == pytest.approx(1)
+
+
 def calculated(**changes: Any) -> dict[str, Any]:
     """A record as the script writes it, of a crystal that does not exist."""
     calculations = [{"mode": "none", "strain": 0.0, "energy": -1.0}]
@@ -156,10 +200,16 @@ def test_energies_of_a_record_share_the_unstrained_cell():
     assert all(np.allclose(energies[mode], -1 + strains**2) for mode in MODES)
 
 
+#: A mirror and its product with the inversion, in axes that are not at right angles.
+SHEARED = [np.array([[1, 1, 0], [0, -1, 0], [0, 0, 1]]), -np.array([[1, 1, 0], [0, -1, 0], [0, 0, 1]])]
+
 FAILURES = {
     "mode": (lambda: cubic_strains("twist", 0.1), "twist"),  # type: ignore[arg-type]
     "inside out": (lambda: cubic_strains("volume", -0.4), "strain"),
     "no strain": (lambda: cubic_strains("shear", np.nan), "strain"),
+    "component": (lambda: general_strains("xw", 0.1), "xw"),
+    "too much": (lambda: general_strains("xx", [0.0, np.nan]), "strain"),
+    "crystal axes": (lambda: independent_deformations([np.eye(3), -np.eye(3), *SHEARED]), "Cartesian"),
     "flat cell": (lambda: strained_cell(np.ones((3, 3)), "shear", 0.1), "cell"),
     "missing": (lambda: cubic_constants(STRAINS, {"shear": STRAINS}, 1.0), "volume, tetragonal"),
     "shapes": (lambda: cubic_constants(STRAINS, dict.fromkeys(MODES, np.ones(1)), 1.0), "energies"),
@@ -227,3 +277,63 @@ def test_the_grid_carries_the_cutoff_at_the_largest_stretch():
     cell = orthogonal_cell(ROCKSALT)
     spacing = np.array(cell.lattice.abc) * 1.015 / maker["_grid"](cell.lattice.abc, 0.015)
     assert (spacing < 0.2045).all()  # GPAW's spacing for 450 eV, Å
+
+
+FAKE_RELAXED = """#!/bin/sh
+if [ "$1" = -c ]; then exit 0; fi
+cat "$2" >> {log}; echo >> {log}
+if grep -q poscar "$2"; then more=', "gpaw": "0", "setups": "gpaw-0"'; fi
+if grep -q fmax "$2"; then more=', "positions": [[0.1, 0, 0], [0.4, 0.5, 0.5]]'; fi
+echo '{{"done": {{"energy": -1.5, "start_seconds": 0.1, "cpu_seconds": 0.2'"$more"'}}}}'
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")  # of spglib
+def test_a_crystal_that_is_not_cubic_is_strained_in_its_primitive_cell_and_relaxed(tmp_path: Path):
+    python, log, out = tmp_path / "python", tmp_path / "log", tmp_path / "LiH.json"
+    python.write_text(FAKE_RELAXED.format(log=log))
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    triclinic = Structure(Lattice.from_parameters(3, 4, 5, 80, 85, 95), ["Li", "H"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    run_strains(triclinic, "LiH", out, python=str(python), progress=lambda line: None)
+    record = json.loads(out.read_text())
+    modes = [c["mode"] for c in record["calculations"]]
+    assert sorted(modes) == sorted(["none", *["density"] * 3, *COMPONENTS])
+    assert abs(np.linalg.det(record["settings"]["cell"])) == pytest.approx(triclinic.volume)
+    tasks = [json.loads(line) for line in log.read_text().splitlines()]
+    strained = [t for t in tasks if "fmax" not in t and "cell" in t]
+    assert all(t["positions"] == record["settings"]["positions"] for t in strained)  # held fixed
+    first, second = (t for t in tasks if "fmax" in t)
+    assert first["cell"] == record["settings"]["cell"]
+    assert first["positions"] == record["settings"]["positions"]
+    assert second["positions"] == record["relaxations"][0]["positions"] == [[0.1, 0, 0], [0.4, 0.5, 0.5]]
+    assert np.allclose(second["cell"], strained_cell(first["cell"], "zz", 0.01))
+
+
+def test_the_bundled_crystal_of_low_symmetry():
+    record = load_strains("LiN3_12")
+    settings, name = record["settings"], record["settings"]["crystal"]
+    store = load_densities("general").table
+    assert "uncommitted" not in record["provenance"]["commit"]
+    assert spacegroup_constants(store.loc[name, "spacegroup"]) == 13
+    assert store[store["spacegroup"] < 16]["n_electrons"].idxmin() == name
+    volume = abs(np.linalg.det(settings["cell"]))
+    assert volume == pytest.approx(store.loc[name, "volume"], rel=1e-6)
+    assert volume / len(settings["symbols"]) == pytest.approx(
+        load_structures()[name].volume / len(load_structures()[name]), rel=1e-6
+    )
+    energies = {(c["mode"], c["strain"]): c["energy"] for c in record["calculations"]}
+    density = [c for c in record["calculations"] if c["mode"] == "density"]
+    # The unstrained cell is that of the density, and so is its energy.
+    for c in density:
+        assert c["energy"] == pytest.approx(energies["none", 0.0], abs=1e-4)
+    assert store.loc[name, "energy"] == pytest.approx(energies["none", 0.0], abs=1e-4)
+    counts = {c["mode"]: c.get("irreducible_kpoints") for c in record["calculations"]}
+    assert counts["none"] == counts["xx"] == counts["yy"] == counts["zz"] == counts["xz"] < counts["yz"] == counts["xy"]
+    # Atoms that move gain energy, and from the same place as those that were held.
+    assert [r["mode"] for r in record["relaxations"]] == ["none", "zz"]
+    for r in record["relaxations"]:
+        assert r["energy"] < r["unrelaxed"]
+        assert r["largest_force"] > settings["fmax"]
+        assert r["cpu_seconds"] > r["first_seconds"] > r["start_seconds"]
+        assert np.allclose(np.array(r["positions"])[1:3, 0], np.array(r["positions"])[1:3, 1], atol=1e-4)  # the axis
+    assert record["relaxations"][0]["unrelaxed"] == pytest.approx(energies["none", 0.0], abs=1e-5)

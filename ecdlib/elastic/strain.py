@@ -10,6 +10,9 @@ volume and P the pressure of the unstrained cell:
 The last two keep the volume, so that a pressure does not enter. Source: M. J. Mehl, J. E. Osburn, D. A.
 Papaconstantopoulos, B. M. Klein, Phys. Rev. B 41, 10311 (1990), https://doi.org/10.1103/PhysRevB.41.10311, whose
 shear is x = 2δ; the notation is that of J. F. Nye, Physical Properties of Crystals (Oxford University Press, 1985).
+
+For any other crystal F = 1 + ε, where one or two of the six components of ε in Voigt's notation are δ and the rest are
+zero: ΔE/V = Σ_i σ_i δ + ½ Σ_ij C_ij δ², both sums over these components, with the stress σ of the unstrained cell.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -32,6 +36,11 @@ from ecdlib.elastic.moduli import poisson_ratio, youngs_modulus
 Floats = NDArray[np.float64]
 Mode = Literal["volume", "tetragonal", "shear"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+#: Components of a strain in Voigt's order.
+COMPONENTS = ("xx", "yy", "zz", "yz", "xz", "xy")
+#: The 21 deformations that a triclinic crystal needs: each component, and each pair of them.
+DEFORMATIONS = (*COMPONENTS, *("+".join(pair) for pair in combinations(COMPONENTS, 2)))
 
 #: ΔE/V = FACTORS[mode] × (K, C11 - C12, C44) × δ².
 FACTORS: dict[Mode, float] = {"volume": 4.5, "tetragonal": 0.75, "shear": 2.0}
@@ -81,7 +90,7 @@ def spacegroup_constants(number: int) -> int:
     return independent_constants([operation.rotation_matrix for operation in group.symmetry_ops])
 
 
-def cubic_strains(mode: Mode, delta: ArrayLike) -> Floats:
+def cubic_strains(mode: str, delta: ArrayLike) -> Floats:
     """Deformation gradients in the cubic axes, (..., 3, 3) for ``delta`` of the shape (...); see the module.
 
     Raises:
@@ -109,18 +118,85 @@ def cubic_strains(mode: Mode, delta: ArrayLike) -> Floats:
     return F
 
 
-def strained_cell(cell: ArrayLike, mode: Mode, delta: ArrayLike) -> Floats:
-    """Cell vectors (rows, Å) after the deformation: (3, 3) and strains (...) give (..., 3, 3).
+def general_strains(mode: str, delta: ArrayLike) -> Floats:
+    """Deformation gradients of one of the 21 deformations, (..., 3, 3) for ``delta`` of the shape (...).
 
-    The cell must be given in the cubic axes. Fractional coordinates stay as they are.
+    Args:
+        mode: one of :data:`DEFORMATIONS`, a component of strain or two joined by ``+``.
+        delta: the value of each component; of a shear, the change of the angle, so that F_ij = F_ji = δ/2.
 
     Raises:
-        EcdError: see :func:`cubic_strains`, or a cell without volume.
+        EcdError: no such deformation, or a strain of 50 % or more.
+
+    >>> general_strains("xx+yz", 0.01).tolist()
+    [[1.01, 0.0, 0.0], [0.0, 1.0, 0.005], [0.0, 0.005, 1.0]]
+    """
+    d = np.asarray(delta, dtype=float)
+    if mode not in DEFORMATIONS:
+        raise EcdError(mode, "no such deformation", f"Choose one of: {', '.join(DEFORMATIONS)}.")
+    if not (abs(d) < 0.5).all():
+        raise EcdError("strain", f"is not within ±0.5 for the deformation '{mode}'", "Give small strains.")
+    return np.eye(3) + d[..., None, None] * _strain(mode)
+
+
+def _strain(mode: str) -> Floats:
+    """(3, 3), the strain of a deformation for δ = 1."""
+    e = np.zeros((3, 3))
+    for component in mode.split("+"):
+        i, j = ("xyz".index(axis) for axis in component)
+        e[i, j] += 0.5
+        e[j, i] += 0.5
+    return e
+
+
+def independent_deformations(rotations: ArrayLike) -> tuple[str, ...]:
+    """The first of :data:`DEFORMATIONS` whose energies determine all elastic constants of a crystal.
+
+    As many as :func:`independent_constants`. The second-order energy is linear in C, and only that part of ε ⊗ ε counts
+    which the point group leaves as it is: a deformation is taken if this part does not follow from those before.
+
+    Args:
+        rotations: (n, 3, 3), all operations of the point group, in the axes of the strain (Cartesian).
+
+    Raises:
+        EcdError: see :func:`independent_constants`; axes in which the operations are no rotations.
+
+    >>> independent_deformations([np.eye(3), np.diag([-1, 1, -1])])[6:]
+    ('xx+yy', 'xx+zz', 'xx+xz', 'yy+zz', 'yy+xz', 'zz+xz', 'yz+xy')
+    """
+    count = independent_constants(rotations)
+    R = np.asarray(rotations, dtype=float)
+    if not np.allclose(R @ np.swapaxes(R, 1, 2), np.eye(3), atol=1e-4):
+        raise EcdError("rotations", "are not orthogonal matrices", "Give them in Cartesian axes.")
+    taken: list[str] = []
+    parts = np.empty((0, 81))
+    for mode in DEFORMATIONS:
+        e = R @ _strain(mode) @ np.swapaxes(R, 1, 2)
+        part = np.einsum("nij,nkl->ijkl", e, e).reshape(1, 81) / len(R)
+        if np.linalg.matrix_rank(np.vstack([parts, part]), tol=1e-3) > len(parts):
+            parts = np.vstack([parts, part])
+            taken.append(mode)
+    assert len(taken) == count
+    return tuple(taken)
+
+
+def strained_cell(cell: ArrayLike, mode: str, delta: ArrayLike) -> Floats:
+    """Cell vectors (rows, Å) after the deformation: (3, 3) and strains (...) give (..., 3, 3).
+
+    For the deformations of a cubic crystal the cell must be given in the cubic axes. Fractional coordinates stay as
+    they are.
+
+    Args:
+        mode: one of :data:`MODES` or of :data:`DEFORMATIONS`.
+
+    Raises:
+        EcdError: see :func:`cubic_strains` and :func:`general_strains`, or a cell without volume.
     """
     vectors = np.asarray(cell, dtype=float)
     if vectors.shape != (3, 3) or not abs(np.linalg.det(vectors)) > 1e-6:
         raise EcdError("cell", "is not a matrix of three independent vectors", "Give (3, 3), Å, vectors as rows.")
-    return vectors @ np.swapaxes(cubic_strains(mode, delta), -1, -2)
+    strains = cubic_strains(mode, delta) if mode in MODES else general_strains(mode, delta)
+    return vectors @ np.swapaxes(strains, -1, -2)
 
 
 @dataclass(frozen=True)
@@ -253,7 +329,10 @@ def load_strains(name: str) -> dict[str, Any]:
         ``recipe``. ``calculations``: for each ``mode``, ``strain``, ``repeat``, ``energy`` (eV per cell),
         ``irreducible_kpoints``, ``seconds`` (wall, whole process), ``cpu_seconds`` (whole process) and
         ``start_seconds`` (the part of it before GPAW was imported and ready). The mode of the unstrained cell is
-        ``none``, that of the primitive one ``density``. ``provenance``.
+        ``none``, that of the primitive one ``density``. Of a crystal that is not cubic also ``relaxations``: the same,
+        and ``unrelaxed`` (eV per cell, before the atoms moved), ``first_seconds`` (processor time until then),
+        ``largest_force`` (eV/Å, then), ``force_evaluations``, ``positions`` after it, ``stress`` (eV/Å³, Voigt's order)
+        and ``stress_seconds``. ``provenance``.
 
     Raises:
         EcdError: none of that name.
