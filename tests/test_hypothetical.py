@@ -21,7 +21,9 @@ from ecdlib.crystals.hypothetical import (
     VolumeModel,
     bonding,
     build,
+    bundled_prototypes,
     candidates,
+    described,
     hypothetical_crystals,
     known_crystals,
     plan,
@@ -225,3 +227,11 @@ def test_volume_error_is_small_and_below_the_peers() -> None:
         assert errors["ours"]["median"] < errors[peer]["median"]
         assert errors["ours"]["q90"] < errors[peer]["q90"]
     assert volume_error(20) == volume_error(20)
+
+
+def test_the_table_of_prototypes_is_what_symmetry_says():
+    table, structures = bundled_prototypes(), load_structures()
+    assert list(table.index) == list(structures)
+    for name in sorted(structures)[::400]:
+        assert tuple(table.loc[name, ["prototype", "primitive"]]) == described(structures[name]), name
+    assert (table["primitive"] <= [len(s) for s in structures.values()]).all()
