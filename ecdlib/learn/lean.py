@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -274,6 +275,24 @@ def table2_errors(result: Result, target: str) -> dict[str, float]:
         "test NMAE": nmae(truth[test], fitted[test, t]),
         "10-fold": mean_error(result.crossed) if result.has_crossed else np.nan,
     }
+
+
+def errors_over_splits(results: Sequence[Result], target: str, tested: bool = True) -> Floats:
+    """Absolute errors of each crystal, averaged over the splits in which it tests, or trains.
+
+    Args:
+        results: of the same crystals, each of one random split.
+        tested: whether the errors of test crystals are wanted, or of those that trained.
+
+    Returns:
+        ``(n,)``; NaN for a crystal that tests (trains) in none of them.
+    """
+    total, times = np.zeros(len(results[0].names)), np.zeros(len(results[0].names))
+    for result in results:
+        t, among = result.column(target), result.tested() == tested
+        total[among] += np.abs(result.fitted[0] - result.truth)[among, t]
+        times[among] += 1
+    return np.divide(total, times, out=np.full_like(total, np.nan), where=times > 0)
 
 
 @dataclass(frozen=True)
