@@ -114,6 +114,13 @@ class ArchitecturesParameters(Parameters):
     batch: int = Field(8, ge=1, le=500, description="crystals in the batch that is timed")
 
 
+class ShortTrainingParameters(TrainingParameters):
+    """Training, and why the input is whitened."""
+
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training crystals; the paper takes 650")
+    first_cycle: int = Field(10, ge=1, description="epochs until the first warm restart")
+
+
 class LeanResultsParameters(Parameters):
     """The lean networks, put to the test."""
 
@@ -296,7 +303,7 @@ NOTEBOOKS: dict[str, type[Parameters]] = {
     "features": FeaturesParameters,
     "baseline": BaselineParameters,
     "architectures": ArchitecturesParameters,
-    "training": TrainingParameters,
+    "training": ShortTrainingParameters,
     "lean_results": LeanResultsParameters,
     "beyond": BeyondParameters,
     "attention": AttentionParameters,

@@ -14,9 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-import nbformat
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML, display
 from myst_nb import glue
@@ -27,6 +26,9 @@ from ecdlib.base.provenance import provenance
 from ecdlib.base.resources import ROOT, files_read, is_unchanged, sha256
 from ecdlib.base.settings import Parameters, Profile
 from ecdlib.book import artifacts, parameters
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode  # takes three seconds to import, and each kernel imports this module
 
 #: Build products: runs, caches, the book.
 BUILD = ROOT / "_build"
@@ -162,6 +164,8 @@ def notebook_path(notebook: str) -> Path:
 
 def covered_artifacts() -> dict[str, str]:
     """Artifact id -> notebook, for all that the notebooks record."""
+    import nbformat
+
     found: dict[str, str] = {}
     for notebook in parameters.NOTEBOOKS:
         cells = nbformat.read(notebook_path(notebook), as_version=4).cells
@@ -170,7 +174,7 @@ def covered_artifacts() -> dict[str, str]:
     return found
 
 
-def code_key(nb: nbformat.NotebookNode) -> str:
+def code_key(nb: NotebookNode) -> str:
     """Digest of a notebook's cells and of the code and packages that it imports (see :mod:`ecdlib.base.cached`).
 
     The papers' values of the artifacts that it records are part of it.
@@ -190,6 +194,8 @@ def _plain(code: str) -> str:
 
 def cache_key(notebook: str, values: Parameters, kernel: str | None = None) -> str:
     """Digest of what an executed notebook depends on besides the bundled files that it read."""
+    import nbformat
+
     own = (ROOT / getattr(values, name, "") for name in ("file", "table"))  # a user's: content counts, not the name
     parts = [sha256(path) for path in own if path.is_file()]
     parts += [values.model_dump_json(), str(kernel), code_key(nbformat.read(notebook_path(notebook), as_version=4))]
