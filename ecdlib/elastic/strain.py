@@ -25,9 +25,9 @@ from itertools import combinations
 from typing import Any, Literal, get_args
 
 import numpy as np
+import spglib
 from ase.units import GPa
 from numpy.typing import ArrayLike, NDArray
-from pymatgen.symmetry.groups import PointGroup, SpaceGroup
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file
@@ -86,8 +86,16 @@ def spacegroup_constants(number: int) -> int:
     """
     if number not in range(1, 231):
         raise EcdError(number, "is not a space group", "Their numbers are 1 to 230.")
-    group = PointGroup(SpaceGroup.from_int_number(number).point_group)
-    return independent_constants([operation.rotation_matrix for operation in group.symmetry_ops])
+    operations = spglib.get_symmetry_from_database(_settings()[number])
+    assert operations is not None
+    return independent_constants(operations["rotations"])
+
+
+@cache
+def _settings() -> dict[int, int]:
+    """A setting (Hall number) of each space group."""
+    types = ((hall, spglib.get_spacegroup_type(hall)) for hall in range(530, 0, -1))
+    return {found.number: hall for hall, found in types if found is not None}
 
 
 def cubic_strains(mode: str, delta: ArrayLike) -> Floats:
