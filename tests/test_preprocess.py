@@ -341,6 +341,15 @@ def test_separated_clusters_are_filled_each_from_its_own_surroundings(seed):
     assert np.array_equal(result.density.values[untouched], values[untouched])
 
 
+def test_a_density_without_negative_voxels_stays_as_it_is_in_double_precision():
+    density = load_density("Fe3SnC_221")
+    assert density.values.dtype == np.float32
+    result = redistribute_negative_charge(density.step("shifted", values=np.maximum(density.values, np.float32(0.01))))
+    assert (result.clusters, result.layers, result.moved) == (0, 0, 0.0)
+    assert result.density.values.dtype == np.float64, "means of a million voxels lose seven digits otherwise"
+    assert np.array_equal(result.density.values, np.maximum(density.values, np.float32(0.01)))
+
+
 def test_a_layer_that_just_fills_the_cluster_is_emptied_and_the_next_one_evened_out():
     """ρ+ = |ρ-| is the paper's 'less or equal': the layer is zeroed, and the remnant spread over the next."""
     values = np.random.default_rng(0).integers(1, 9, (9, 9, 9)).astype(float)

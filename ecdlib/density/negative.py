@@ -65,7 +65,8 @@ def redistribute_negative_charge(density: ChargeDensity) -> Redistribution:
         The non-negative density with the number of clusters and layers and the charge moved.
     """
     if density.values.min() >= 0:
-        return Redistribution(density.step("no negative charge", values=density.values), 0, 0, 0.0)
+        whole = density.step("no negative charge", values=density.values.astype(np.float64))
+        return Redistribution(whole, 0, 0, 0.0)
     flat = density.values.astype(np.float64).ravel()
     cluster = _clusters((flat < 0).reshape(density.shape))
     frontier = np.flatnonzero(cluster >= 0)
