@@ -18,6 +18,7 @@ zero: ΔE/V = Σ_i σ_i δ + ½ Σ_ij C_ij δ², both sums over these components
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -86,16 +87,18 @@ def spacegroup_constants(number: int) -> int:
     """
     if number not in range(1, 231):
         raise EcdError(number, "is not a space group", "Their numbers are 1 to 230.")
-    operations = spglib.get_symmetry_from_database(_settings()[number])
-    assert operations is not None
-    return independent_constants(operations["rotations"])
+    return independent_constants(_rotations()[number])
 
 
 @cache
-def _settings() -> dict[int, int]:
-    """A setting (Hall number) of each space group."""
-    types = ((hall, spglib.get_spacegroup_type(hall)) for hall in range(530, 0, -1))
-    return {found.number: hall for hall, found in types if found is not None}
+def _rotations() -> dict[int, Any]:
+    """Rotations of each space group, from spglib's tables."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
+        types = ((hall, spglib.get_spacegroup_type(hall)) for hall in range(530, 0, -1))
+        settings = {found.number: hall for hall, found in types if found is not None}
+        tables = ((number, spglib.get_symmetry_from_database(hall)) for number, hall in settings.items())
+        return {number: table["rotations"] for number, table in tables if table is not None}
 
 
 def cubic_strains(mode: str, delta: ArrayLike) -> Floats:
