@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -24,11 +24,10 @@ def write_table(out: Path, rows: pd.DataFrame, note: Mapping[str, Any], digits: 
     Args:
         digits: significant ones of each number; None keeps all.
     """
-    kind = {"float_format": None if digits is None else f"%.{digits}g", "compression": None}
-    if out.suffix == ".xz":
-        kind["compression"] = "xz"
+    compression: Literal["xz"] | None = "xz" if out.suffix == ".xz" else None
+    number = None if digits is None else f"%.{digits}g"
     with atomic_write(out) as temporary:
-        rows.to_csv(temporary, index=False, **kind)  # type: ignore[call-overload]
+        rows.to_csv(temporary, index=False, float_format=number, compression=compression)
     with atomic_write(note_beside(out)) as temporary:
         temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
