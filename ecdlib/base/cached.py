@@ -81,7 +81,7 @@ def closure(names: Iterable[str], stop: Iterable[str] = ()) -> tuple[dict[str, s
         Digest of the code of each module of the library that is reached, and the names of the packages that they
         import.
     """
-    waiting, seen, stop = list(names), dict[str, str](), set(stop)
+    waiting, found, met = list(names), dict[str, str](), set(stop)
     packages = set()
     while waiting:
         name = waiting.pop()
@@ -90,12 +90,16 @@ def closure(names: Iterable[str], stop: Iterable[str] = ()) -> tuple[dict[str, s
             continue
         parts = name.split(".")
         for module in (".".join(parts[: i + 1]) for i in range(len(parts))):
-            path = _file(module)
-            if path is None or module in seen or module in stop:
+            if module in met:
                 continue
-            seen[module], imported = _parsed(path, path.stat().st_mtime_ns)
-            waiting += imported
-    return dict(sorted(seen.items())), sorted(packages)
+            met.add(module)
+            if path := _file(module):
+                found[module], imported = _parsed(path, path.stat().st_mtime_ns)
+                waiting += imported
+    return dict(sorted(found.items())), sorted(packages)
+
+
+_version = lru_cache(maxsize=None)(version)
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -104,7 +108,7 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
     for name in packages:
         for distribution in (DISTRIBUTIONS.get(name, name), name):
             try:
-                found[name] = version(distribution)
+                found[name] = _version(distribution)
                 break
             except PackageNotFoundError:  # of the standard library
                 continue

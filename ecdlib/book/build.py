@@ -101,19 +101,20 @@ def build_book(
     (PAGES / FRONT / "picture.md").write_text(_picture(folders["dataset"]), encoding="utf-8")
     beneath |= course.write_pages(PAGES, solutions)
     _assets()
-    course.write_slides(BUILD / "assets" / "slides", lambda page: PAGES / f"{page}.ipynb")
     print(f"building the HTML ({time.monotonic() - started:.0f} s so far)", flush=True)
     for product in ("html", ".doctrees"):  # a page that is gone must go, and a warning must come again
         shutil.rmtree(BUILD / product, ignore_errors=True)
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT), "--path-output", str(ROOT)]
     command += ["--toc", str(_contents(beneath)), "-W", "-n", "--keep-going", "-q"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     log = BUILD / "book.log"
-    log.write_text(done.stdout + done.stderr, encoding="utf-8")
-    if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line or "ERROR" in line]
+    with log.open("w") as f, subprocess.Popen(command, cwd=ROOT, stdout=f, stderr=subprocess.STDOUT) as jupyter_book:
+        course.write_slides(BUILD / "slides", lambda page: PAGES / f"{page}.ipynb")
+    if jupyter_book.returncode:
+        said = log.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in said if "WARNING" in line or "ERROR" in line]
         print("\n".join(lines[:20]))
         raise EcdError("book", f"Jupyter Book gave {len(lines)} warnings or errors", f"See {log.relative_to(ROOT)}.")
+    (BUILD / "slides").rename(BUILD / "html" / "_static" / "slides")
     print(f"book built in {time.monotonic() - started:.0f} s")
     return BUILD / "html" / "index.html"
 
@@ -180,7 +181,8 @@ def _picture(folder: Path) -> str:
 def _assets() -> None:
     """Put plotly.js where ``_config.yml`` lists it among the static files: the book needs no network."""
     target = BUILD / "assets" / "plotly.min.js"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target.parent, ignore_errors=True)
+    target.parent.mkdir(parents=True)
     shutil.copyfile(str(files("plotly") / "package_data" / "plotly.min.js"), target)
 
 

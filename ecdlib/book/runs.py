@@ -240,6 +240,8 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
 
+    from ecdlib.book.kernels import ForkedKernelManager, can_fork
+
     target = run_folder(notebook, values)
     if not force and is_current(notebook, values, kernel):
         return target, True
@@ -258,10 +260,11 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
                 folder / "executed.ipynb",
                 parameters=values.model_dump(),
                 kernel_name=kernel,
+                **({"kernel_manager_class": ForkedKernelManager} if kernel is None and can_fork() else {}),
                 cwd=str(ROOT),
                 progress_bar={"desc": target.name} if sys.stderr.isatty() else False,
                 stderr_file=sys.stderr,  # progress bars of the notebook
-                extra_arguments=["--log-level=ERROR"],  # no remark on how the kernel talks to us
+                extra_arguments=["--log-level=CRITICAL"],  # no remark on how the kernel talks to us
             )
         except NoSuchKernel as error:
             raise EcdError(f"kernel {kernel}", "no such Jupyter kernel", "See `jupyter kernelspec list`.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
@@ -34,6 +35,7 @@ def picture(draw: Callable[[], Figure]) -> Callable[[], Figure]:
     return draw
 
 
+@cache
 def svg(name: str) -> str:
     """A picture as vector graphics, ready for the ``src`` of an image.
 
