@@ -57,7 +57,7 @@ def conventional_grid(density: ChargeDensity, lattice: Floats) -> tuple[int, int
 
 def _fourier(density: ChargeDensity, T: Floats, grid: tuple[int, int, int]) -> tuple[Floats, float]:
     """Values on the new grid by moving each plane wave ``m`` to ``T m``; and the share of power that did not fit."""
-    coefficients = scipy.fft.rfftn(density.values.astype(np.float64), workers=1) / density.values.size
+    coefficients = scipy.fft.rfftn(density.values.astype(np.float64), norm="forward", workers=1)
     m = [np.fft.fftfreq(n, 1 / n) for n in density.shape[:2]] + [np.arange(density.shape[2] // 2 + 1)]
     for axis, n in enumerate(density.shape):
         if n % 2 == 0:  # the Nyquist plane stands for +n/2 and -n/2: half of it to each
@@ -82,12 +82,11 @@ def _fourier(density: ChargeDensity, T: Floats, grid: tuple[int, int, int]) -> t
     for sign, keep in ((1, h2 >= 0), (-1, inner & (h2 <= 0))):
         a, b, c = sign * h0[keep], sign * h1[keep], sign * h2[keep]
         flat = (a % grid[0] * grid[1] + b % grid[1]) * (grid[2] // 2 + 1) + c
-        part = values[keep] if sign == 1 else values[keep].conj()
-        spectrum += np.bincount(flat, part.real, spectrum.size) + 1j * np.bincount(flat, part.imag, spectrum.size)
+        np.add.at(spectrum, flat, values[keep] if sign == 1 else values[keep].conj())
     full = spectrum.reshape(grid[0], grid[1], -1)
     if grid[2] % 2 == 0:
         full[:, :, -1] *= 2  # waves at +n/2 and -n/2 share this plane, and only one of each pair was added
-    return scipy.fft.irfftn(full, s=grid, workers=1) * np.prod(grid), lost
+    return scipy.fft.irfftn(full, s=grid, norm="forward", overwrite_x=True, workers=1), lost
 
 
 def _trilinear(density: ChargeDensity, T: Floats, grid: tuple[int, int, int]) -> Floats:

@@ -31,7 +31,7 @@ from ecdlib.density.core import (
     check_electrons,
 )
 from ecdlib.density.numbers import NumbersFile, Surplus
-from ecdlib.density.store import DensityStore, load_density
+from ecdlib.density.store import load_density, open_store
 from ecdlib.density.valence import read_potcar
 
 if TYPE_CHECKING:
@@ -427,7 +427,7 @@ def read_density(source: Source) -> ChargeDensity:
     text = os.fspath(source)
     if "::" in text:
         file, name = text.split("::", 1)
-        return DensityStore(file)[name]
+        return open_store(file)[name]
     path = Path(text)
     if "+" in text and not _exists(path):
         core, valence = text.split("+", 1)

@@ -25,7 +25,7 @@ from ecdlib.density.cell import to_conventional
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.io import read_density
 from ecdlib.density.negative import redistribute_negative_charge
-from ecdlib.density.store import DensityStore, load_selection
+from ecdlib.density.store import load_selection, open_store
 from ecdlib.density.valence import Valence, to_convention
 from ecdlib.features.autocorrelation import (
     Field,
@@ -133,11 +133,9 @@ def expand_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
             source = os.path.abspath(source)  # workers elsewhere have another current folder
         if source.endswith(".h5") and os.path.isfile(source):
             try:
-                table = DensityStore(source).table.sort_values(["grid", "spacegroup"], kind="stable")
+                expanded += [f"{source}::{name}" for name in open_store(source).fastest]
             except EcdError:  # reported when its turn comes
                 expanded.append(f"{source}::*")
-                continue
-            expanded += [f"{source}::{name}" for name in table.index]
         else:
             expanded.append(source)
     return expanded

@@ -74,14 +74,15 @@ def bundled_grids(edge: int, route: Route) -> Floats:
 
     def make() -> Arrays:
         stores = load_densities("cubic"), load_densities("general")
-        grids = np.empty((sum(len(store.table) for store in stores), edge, edge, edge), dtype=np.float32)
-        bar = tqdm((d for store in stores for d in store), desc="Common grid", total=len(grids))
+        row = {name: i for i, name in enumerate(bundled_names())}
+        grids = np.empty((len(row), edge, edge, edge), dtype=np.float32)
+        bar = tqdm((store[name] for store in stores for name in store.fastest), desc="Common grid", total=len(grids))
 
-        def fill(row: Floats, density: ChargeDensity) -> None:
-            row[:] = on_grid(density, edge, route)
+        def fill(density: ChargeDensity) -> None:
+            grids[row[density.name]] = on_grid(density, edge, route)
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, grids, bar))
+            list(pool.map(fill, bar))
         return {"grids": grids}
 
     return cached(f"grids-{route}-{edge}", make)["grids"]
