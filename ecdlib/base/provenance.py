@@ -77,4 +77,5 @@ def _device() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
-    return f"CPU, {available_cores()} cores"
+    cores = available_cores()
+    return f"CPU, {cores} core{'s' * (cores > 1)}"

@@ -18,12 +18,16 @@ from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import note_read, recording
 
 Result = TypeVar("Result")
+#: Set in the processes started here, and so in theirs: each is one of several and has one core for itself.
+WORKER = "ECD_WORKER"
 #: What numpy and torch read when they are imported.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; one in a worker, also if it starts other programs."""
+    if WORKER in os.environ:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -35,7 +39,7 @@ def _check_workers(workers: int) -> None:
 def _begin_worker() -> None:
     """One thread of numbers, and an end with the process that started this one, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this one without a traceback
-    os.environ.update(ONE_THREAD)
+    os.environ.update(ONE_THREAD | {WORKER: "1"})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 #: Heavy modules that most chapters import. `ecdlib.book.plotting` is not among them: where matplotlib's pyplot is
 #: imported before there is a shell, figures are not shown.
@@ -64,7 +64,7 @@ class _Forked(LocalProvisioner):
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
         assert process.pid is not None
-        self.process = _Popen(process)
+        self.process: Any = _Popen(process)
         self.pid = self.pgid = process.pid
         return self.connection_info
 
