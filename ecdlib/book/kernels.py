@@ -29,7 +29,7 @@ PRELOAD = (
     "plotly.graph_objects",
     "pymatgen.core",
     "skimage.measure",
-    "torch",
+    "torch._dynamo",  # torch's optimizers ask for it
 )
 #: What ipykernel sets when it starts; matplotlib reads it when it is imported.
 INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
