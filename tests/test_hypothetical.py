@@ -21,6 +21,7 @@ from ecdlib.crystals.hypothetical import (
     VolumeModel,
     bonding,
     build,
+    bundled_gaps,
     bundled_prototypes,
     candidates,
     described,
@@ -31,8 +32,10 @@ from ecdlib.crystals.hypothetical import (
     volume_error,
     volume_model,
 )
+from ecdlib.crystals.screening import shipped_screening
 from ecdlib.data.tables import load_crystals, load_matbench_elasticity, load_structures
 from ecdlib.density.core import symmetry_dataset
+from ecdlib.learn.model_file import load_model
 
 N = 3000
 
@@ -235,3 +238,12 @@ def test_the_table_of_prototypes_is_what_symmetry_says():
     for name in sorted(structures)[::400]:
         assert tuple(table.loc[name, ["prototype", "primitive"]]) == described(structures[name]), name
     assert (table["primitive"] <= [len(s) for s in structures.values()]).all()
+
+
+def test_predicted_band_gaps_are_those_of_the_model():
+    gaps = bundled_gaps()
+    assert list(gaps.index) == shipped_screening()[0]["id"].iloc[: len(gaps)].to_list()
+    first = list(hypothetical_crystals(4))
+    again = load_model("crystal").predict([each.structure for each in first], ["band_gap"])["band_gap", "value"]
+    assert gaps[[each.id for each in first]].to_numpy() == pytest.approx(again.to_numpy(), abs=2e-3)
+    assert (gaps >= 0).all()

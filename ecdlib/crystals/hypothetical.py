@@ -136,6 +136,15 @@ def bundled_prototypes() -> pd.DataFrame:
     return pd.read_csv(data_file("screening/prototypes.csv.xz"), index_col="name", keep_default_na=False)
 
 
+@read_once
+def bundled_gaps() -> pd.Series:
+    """Band gaps (eV) that the model of any crystal predicts for the first hypothetical crystals of seed 0, by their id.
+
+    The table is made by ``data/make/gaps.py``.
+    """
+    return pd.read_csv(data_file("screening/gaps.csv.xz"), index_col="id")["band_gap"]
+
+
 def _listed_spacegroups() -> dict[str, int]:
     matbench = load_matbench_elasticity().dropna(subset=["structure"])
     return (
