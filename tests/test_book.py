@@ -79,7 +79,6 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(runs, "BUILD", root / "_build")
         patch.setattr(book, "execute", lambda name, values, **_: (stand_in(name, root / "runs" / name), True))
         patch.setattr(pictures, "svg", lambda name: f"data:image/png;base64,{picture()}")
-        patch.setattr(book, "available_cores", lambda: 1)  # processes of their own would not know this
         patch.setattr(book, "finished_runs", lambda: [("baseline", varied, variant, True)])
         patch.setenv("PYTHONPATH", str(ROOT))
         return book.build_book(pages, "tiny").parent

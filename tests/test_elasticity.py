@@ -91,7 +91,6 @@ def test_an_interrupted_run_goes_on(small, tmp_path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         return fit(*arguments)
 
-    monkeypatch.setattr(elasticity, "available_cores", lambda: 1)
     monkeypatch.setattr(elasticity, "_fit_and_predict", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_elasticity(p, tmp_path / "r.npz", progress=False)

@@ -325,7 +325,6 @@ def test_features_of_others_are_not_taken_for_ours(tmp_path):
 
 def test_bundled_features_come_in_the_order_asked_for_and_from_the_cache(tmp_path, monkeypatch, worked):
     monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
-    monkeypatch.setattr(features, "available_cores", lambda: 1)
     values, report = bundled_features(SMALL, ["Be_194", "LiH_225"])
     assert list(report.index) == ["Be_194", "LiH_225"]
     assert sorted(s.split("::")[1] for s in worked) == ["Be_194", "LiH_225"]

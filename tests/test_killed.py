@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -113,6 +114,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
 def test_a_kill_at_any_write_is_survived(
     which: str, kills: int, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if which not in QUICK:
+        importlib.import_module("torch._dynamo")  # torch's optimizers ask for it, which takes seconds in each child
     code, writes = run(which, "whole")
     assert code == 0, (tmp_path / "log").read_text()[-500:]
     suffix = Path(COMMANDS[which][COMMANDS[which].index("-o") + 1]).suffix

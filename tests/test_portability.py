@@ -17,7 +17,6 @@ from ecdlib.density.core import ChargeDensity
 from ecdlib.density.io import read_density
 from ecdlib.density.store import DensityStore, load_densities
 from ecdlib.density.valence import Valence, recognize, target_electrons
-from ecdlib.features import collection as features
 from ecdlib.features.collection import FeatureSettings, featurize, statistics
 from ecdlib.learn import lean
 from ecdlib.learn.conversion_cost import PARTS, cost, movement
@@ -204,7 +203,6 @@ def test_pairs_are_predicted_by_models_that_have_not_seen_the_crystal_in_any_con
 
 def test_two_channels_from_the_density_to_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
-    monkeypatch.setattr(features, "available_cores", lambda: 1)
     p = parameters(crystals=60, size=7, voxel=1.0, protocol="split")
     result = run_lean(p, tmp_path / "r.npz", progress=False)
     assert set(result.more) == {"validated", "losses"}  # there are too few crystals for the pairs
