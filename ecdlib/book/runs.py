@@ -246,6 +246,7 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
     if not force and is_current(notebook, values, kernel):
         return target, True
     key, started = cache_key(notebook, values, kernel), time.monotonic()
+    manager = {"kernel_manager_class": ForkedKernelManager} if kernel is None and can_fork() else {}
     target.parent.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("ECD_RUN_FOLDER")
     if not sys.stderr.isatty():
@@ -260,7 +261,7 @@ def execute(notebook: str, values: Parameters, *, kernel: str | None = None, for
                 folder / "executed.ipynb",
                 parameters=values.model_dump(),
                 kernel_name=kernel,
-                **({"kernel_manager_class": ForkedKernelManager} if kernel is None and can_fork() else {}),
+                **manager,
                 cwd=str(ROOT),
                 progress_bar={"desc": target.name} if sys.stderr.isatty() else False,
                 stderr_file=sys.stderr,  # progress bars of the notebook
