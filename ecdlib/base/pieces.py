@@ -59,6 +59,17 @@ class Pieces:
             note.write_text(f"{before + time.perf_counter() - begun}")
             raise
 
+    def made(self, name: str, make: Callable[..., Mapping[str, Any]], *arguments: Any) -> dict[str, Any]:
+        """Arrays of a piece, which ``make(*arguments)`` returns if it is not finished.
+
+        Raises:
+            EcdError: a damaged file.
+        """
+        if name not in self:
+            with self.timing(name) as seconds:
+                self.save(name, make(*arguments), seconds())
+        return self.load(name)
+
     def load(self, name: str) -> dict[str, Any]:
         """Arrays of a finished piece.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +39,14 @@ SYMPREC = 0.01  #: Å, within which atoms of a crystal structure count as equiva
 os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it prints dozens of lines where it finds no symmetry
 
 
+@contextmanager
+def spglib_errors_handled() -> Iterator[None]:
+    """Without spglib's remark that a call may return None now and will raise later: for calls that expect both."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
+        yield
+
+
 def symmetry_dataset(cell: Any, symprec: float) -> Any:
     """spglib's symmetry dataset of a cell (lattice, positions, numbers); None without atoms or if none is found.
 
@@ -48,8 +57,7 @@ def symmetry_dataset(cell: Any, symprec: float) -> Any:
 
     if not len(cell[2]):
         return None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)  # both ways are handled
+    with spglib_errors_handled():
         try:
             return spglib.get_symmetry_dataset(cell, symprec=symprec)
         except spglib.SpglibError:

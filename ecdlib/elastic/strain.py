@@ -18,7 +18,6 @@ zero: ΔE/V = Σ_i σ_i δ + ½ Σ_ij C_ij δ², both sums over these components
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ecdlib.base.errors import EcdError
 from ecdlib.base.resources import data_file
+from ecdlib.density.core import spglib_errors_handled
 from ecdlib.elastic.moduli import poisson_ratio, youngs_modulus
 
 Floats = NDArray[np.float64]
@@ -93,8 +93,7 @@ def spacegroup_constants(number: int) -> int:
 @cache
 def _rotations() -> dict[int, Any]:
     """Rotations of each space group, from spglib's tables."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
+    with spglib_errors_handled():
         types = ((hall, spglib.get_spacegroup_type(hall)) for hall in range(530, 0, -1))
         settings = {found.number: hall for hall, found in types if found is not None}
         tables = ((number, spglib.get_symmetry_from_database(hall)) for number, hall in settings.items())

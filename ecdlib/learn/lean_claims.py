@@ -96,9 +96,6 @@ def run_normalization(out: Path) -> None:
     of the learning rate. Writes ``out``, a CSV of normalized, epochs, seed, name, test (whether it is a test crystal),
     property, truth and predicted, and beside it ``<stem>.json`` with the provenance.
     """
-    from ecdlib.models.octahedral_cnn import OctahedralCNN
-    from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
-
     labels = load_cubic_targets()
     names, truth = list(labels.index), labels[list(TARGETS)].to_numpy(dtype=float)
     test = fold_numbers(len(names), 10, 0) == 0
@@ -108,20 +105,9 @@ def run_normalization(out: Path) -> None:
         X = coarse(features["autocorrelation"][report.index.get_indexer(pd.Index(names))])
         tables = []
         for normalized, epochs, seed in runs:
+            scaling = "standard" if normalized else "none"
             piece = f"{'normalized' if normalized else 'as-they-are'}-{epochs}-{seed}"
-            if piece not in pieces:
-                settings = TrainingSettings(epochs=epochs, first_cycle=epochs, cycle_growth=1, seed=seed)
-                model = TorchRegressor(
-                    lambda: OctahedralCNN("C", size=SIZE),
-                    settings,
-                    "cpu",
-                    progress=False,
-                    scaling="standard" if normalized else "none",
-                )
-                with pieces.timing(piece) as seconds:
-                    predicted = model.fit(X[~test], truth[~test]).predict(X)
-                    pieces.save(piece, {"predicted": predicted}, seconds())
-            predicted = pieces.load(piece)["predicted"]
+            predicted = pieces.made(piece, _predictions, scaling, epochs, seed, X, truth, test)["predicted"]
             tables += [
                 pd.DataFrame({"normalized": normalized, "epochs": epochs, "seed": seed, "name": names, "test": test})
                 .assign(property=target, truth=truth[:, t], predicted=predicted[:, t])
@@ -129,6 +115,15 @@ def run_normalization(out: Path) -> None:
                 for t, target in enumerate(TARGETS)
             ]
         write_table(out, pd.concat(tables), {"provenance": pieces.provenance()})
+
+
+def _predictions(scaling: Any, epochs: int, seed: int, X: Floats, truth: Floats, test: Any) -> dict[str, Any]:
+    from ecdlib.models.octahedral_cnn import OctahedralCNN
+    from ecdlib.models.torch_regressor import TorchRegressor, TrainingSettings
+
+    settings = TrainingSettings(epochs=epochs, first_cycle=epochs, cycle_growth=1, seed=seed)
+    model = TorchRegressor(lambda: OctahedralCNN("C", size=SIZE), settings, "cpu", progress=False, scaling=scaling)
+    return {"predicted": model.fit(X[~test], truth[~test]).predict(X)}
 
 
 def coarse(values: Floats) -> Floats:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ecdlib.base.pieces import Pieces, in_pieces
+from ecdlib.base.pieces import in_pieces
 from ecdlib.base.progress import tqdm
 from ecdlib.data.tables import load_cubic_targets
 from ecdlib.density.cell import compare_conversions
@@ -38,14 +38,16 @@ def run_conversion(out: Path) -> None:
     Writes ``out``, a CSV of what :func:`ecdlib.density.cell.compare_conversions` gives, and its provenance.
     """
     with in_pieces(out, SCRIPT, {}) as pieces:
-        stores = [load_densities(which) for which in ("cubic", "general")]
-        if "all" not in pieces:
-            with pieces.timing("all") as seconds:
-                every = tqdm((d for s in stores for d in s), desc="Converting", total=sum(len(s.names) for s in stores))
-                table = pd.DataFrame(map(compare_conversions, every))
-                columns = {str(name): column.to_numpy() for name, column in table.items()}
-                pieces.save("all", columns | {"name": columns["name"].astype(str)}, seconds())
-        write_table(out, pd.DataFrame(pieces.load("all")), {"provenance": pieces.provenance()}, digits=None)
+        table = pd.DataFrame(pieces.made("all", _conversions))
+        write_table(out, table, {"provenance": pieces.provenance()}, digits=None)
+
+
+def _conversions() -> dict[str, Any]:
+    stores = [load_densities(which) for which in ("cubic", "general")]
+    every = tqdm((d for s in stores for d in s), desc="Converting", total=sum(len(s.names) for s in stores))
+    table = pd.DataFrame(map(compare_conversions, every))
+    columns = {str(name): column.to_numpy() for name, column in table.items()}
+    return columns | {"name": columns["name"].astype(str)}
 
 
 def _parameters(**values: Any) -> TrainingParameters:
@@ -70,13 +72,13 @@ def run_channels(out: Path) -> None:
             found = {"name": names, "property": target, "truth": y}
             for label, features in X.items():
                 make = partial(DensityGPR, log_target=target == TARGETS[0])
-                found[label] = _made(pieces, f"{label.split()[0]}-{target}", _out_of_fold, make, features, y)
+                found[label] = pieces.made(f"{label.split()[0]}-{target}", _out_of_fold, make, features, y)["values"]
             tables.append(pd.DataFrame(found))
         write_table(out, pd.concat(tables), {"provenance": pieces.provenance()})
 
 
-def _out_of_fold(make: Callable[[], Any], X: Floats, y: Floats) -> Floats:
-    return cross_validate(make, X, y, progress=False)["prediction"].to_numpy()
+def _out_of_fold(make: Callable[[], Any], X: Floats, y: Floats) -> dict[str, Any]:
+    return {"values": cross_validate(make, X, y, progress=False)["prediction"].to_numpy()}
 
 
 def run_learning_curve(out: Path) -> None:
@@ -106,15 +108,15 @@ def run_learning_curve(out: Path) -> None:
                 if model == "octahedral-a":
                     given |= {"epochs": epochs, "first_cycle": epochs, "size": SIZE, "voxel": 0.2 * EVERY}
                 piece = f"{model}-{target}-{repeat}-{size}"
-                errors = _made(pieces, piece, _errors_of_part, given, X[model], y, order[:size], test)
+                errors = pieces.made(piece, _errors_of_part, given, X[model], y, order[:size], test)["values"]
                 rows.append((model, target, repeat, size, float(errors.mean())))
         table = pd.DataFrame(rows, columns=["model", "property", "repeat", "crystals", "MAE"])
         write_table(out, table, {"provenance": pieces.provenance()})
 
 
-def _errors_of_part(given: Mapping[str, Any], X: Floats, y: Floats, part: Any, test: Any) -> Floats:
+def _errors_of_part(given: Mapping[str, Any], X: Floats, y: Floats, part: Any, test: Any) -> dict[str, Any]:
     model = build(_parameters(**given), progress=False).fit(X[part], y[part])
-    return np.asarray(np.abs(model.predict(X[test]) - y[test]))
+    return {"values": np.abs(model.predict(X[test]) - y[test])}
 
 
 def run_unseen_elements(out: Path) -> None:
@@ -144,27 +146,18 @@ def run_unseen_elements(out: Path) -> None:
             found = {
                 "name": names,
                 "property": target,
-                "density": _made(pieces, f"density-{target}", _errors_without, gaussian, density, y, left_out),
-                "composition": _made(
-                    pieces, f"composition-{target}", _errors_without, forest, np.array(formulas), y, left_out
-                ),
+                "density": pieces.made(f"density-{target}", _errors_without, gaussian, density, y, left_out)["values"],
+                "composition": pieces.made(
+                    f"composition-{target}", _errors_without, forest, np.array(formulas), y, left_out
+                )["values"],
             }
             tables.append(pd.DataFrame(found))
         note = {"largest share": float(left_out.mean(axis=1).max()), "provenance": pieces.provenance()}
         write_table(out, pd.concat(tables), note)
 
 
-def _errors_without(make: Callable[[], Any], X: Any, y: Floats, left_out: Any) -> Floats:
+def _errors_without(make: Callable[[], Any], X: Any, y: Floats, left_out: Any) -> dict[str, Any]:
     errors = np.full(left_out.shape, np.nan)
     for row, new in zip(errors, left_out, strict=True):
         row[new] = np.abs(make().fit(X[~new], y[~new]).predict(X[new]) - y[new])
-    return np.asarray(np.nanmean(errors, axis=0))
-
-
-def _made(pieces: Pieces, name: str, make: Callable[..., Floats], *arguments: Any) -> Floats:
-    """An array that is a piece of its own, made if it is not there."""
-    if name not in pieces:
-        print(name, flush=True)
-        with pieces.timing(name) as seconds:
-            pieces.save(name, {"values": make(*arguments)}, seconds())
-    return np.asarray(pieces.load(name)["values"])
+    return {"values": np.nanmean(errors, axis=0)}

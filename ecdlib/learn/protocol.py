@@ -63,12 +63,10 @@ def run_fits(
         progress: whether to print a line before each fit, or how that line begins.
     """
     for number, f in enumerate(fits := list(fits), 1):
-        if f.name not in pieces:
-            if progress:
-                what = f"{progress}: " if isinstance(progress, str) else ""
-                print(f"[{number}/{len(fits)}] {what}{f.name}, {f.train.sum()} crystals", flush=True)
-            with pieces.timing(f.name) as seconds:
-                pieces.save(f.name, fit(f), seconds())
+        if progress and f.name not in pieces:
+            what = f"{progress}: " if isinstance(progress, str) else ""
+            print(f"[{number}/{len(fits)}] {what}{f.name}, {f.train.sum()} crystals", flush=True)
+        pieces.made(f.name, fit, f)
 
 
 def joined(pieces: Pieces, fits: Iterable[Fit], key: str = "predicted") -> Floats:

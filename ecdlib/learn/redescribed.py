@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,23 +90,21 @@ def run_redescribed(rotations: Path, supercells: Path) -> None:
                 composition = X[:, n_density:]  # no columns without MAGPIE
                 train = ~unseen & ~crystals.index.isin(PAIR)
                 for target in labelled("fusion"):
+                    y = crystals[target].to_numpy(dtype=float)
+                    known = train & np.isfinite(y)
+                    asked = {out.stem: np.hstack([Z, composition[rows[out]]]) for out, (_, Z) in cases.items()}
                     piece = f"{model}-{given}-{target}"
-                    if piece not in pieces:
-                        y = crystals[target].to_numpy(dtype=float)
-                        known = train & np.isfinite(y)
-                        with pieces.timing(piece) as seconds:
-                            fitted = make_model(p, n_density).fit(X[known], y[known])
-                            found = {
-                                out.stem: fitted.predict(np.hstack([Z, composition[rows[out]]]))
-                                for out, (_, Z) in cases.items()
-                            }
-                            pieces.save(piece, found, seconds())
+                    values = pieces.made(piece, _predictions, make_model(p, n_density), X[known], y[known], asked)
                     for out, (table, _) in cases.items():
-                        values = pieces.load(piece)[out.stem]
                         row = {"model": model, "inputs": given, "property": target}
-                        tables[out].append(table.assign(**row, predicted=values))
+                        tables[out].append(table.assign(**row, predicted=values[out.stem]))
         for out, parts in tables.items():
             write_table(out, pd.concat(parts), {"provenance": pieces.provenance()})
+
+
+def _predictions(model: Any, X: Floats, y: Floats, asked: dict[str, Floats]) -> dict[str, Floats]:
+    fitted = model.fit(X, y)
+    return {name: fitted.predict(features) for name, features in asked.items()}
 
 
 def _rotated(names: Sequence[str], padded: Autoencoder) -> tuple[pd.DataFrame, Floats]:

@@ -38,20 +38,22 @@ def run_shares(out: Path) -> None:
             for target in labelled("fusion")[:5]:
                 y = crystals[target].to_numpy(dtype=float)
                 known, asked = np.isfinite(y) & ~test, np.isfinite(y) & test
-                piece = f"{model}-{target}"
-                if piece not in pieces:
-                    print(piece, flush=True)
-                    with pieces.timing(piece) as seconds:
-                        fitted = make_model(p, n_density).fit(X[known], y[known])
-                        explain = _of_trees if model == "lightgbm" else _of_network
-                        values = np.abs(explain(fitted, X[known], X[asked])).mean(axis=0)
-                        n = len(values) - (X.shape[1] - n_density)  # the composition is last, and not reduced
-                        error = np.abs(fitted.predict(X[asked]) - y[asked]).mean()
-                        pieces.save(piece, {"found": [values[:n].sum() / values.sum(), error]}, seconds())
-                share, error = pieces.load(piece)["found"]
+                given = p, n_density, (X[known], y[known]), (X[asked], y[asked])
+                share, error = pieces.made(f"{model}-{target}", _share_and_error, *given)["found"]
                 rows.append((target, model, int(asked.sum()), share, error))
         table = pd.DataFrame(rows, columns=["property", "model", "crystals", "share", "error"])
         write_table(out, table, {"provenance": pieces.provenance()})
+
+
+def _share_and_error(
+    p: FusionParameters, n_density: int, known: tuple[Floats, Floats], asked: tuple[Floats, Floats]
+) -> dict[str, Any]:
+    fitted = make_model(p, n_density).fit(*known)
+    explain = _of_trees if p.model == "lightgbm" else _of_network
+    values = np.abs(explain(fitted, known[0], asked[0])).mean(axis=0)
+    n = len(values) - (known[0].shape[1] - n_density)  # the composition is last, and not reduced
+    error = np.abs(fitted.predict(asked[0]) - asked[1]).mean()
+    return {"found": [values[:n].sum() / values.sum(), error]}
 
 
 def _of_trees(model: Any, _: Floats, asked: Floats) -> Floats:
