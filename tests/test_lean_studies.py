@@ -61,7 +61,7 @@ def test_models_that_are_asked_have_not_seen_the_element() -> None:
     y = np.arange(6.0)
     left_out = np.array([[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], dtype=bool)
     errors = _errors_without(Nearest, y[:, None], y, left_out)
-    assert errors == pytest.approx([2, 1, 1, 1, 2, 3])
+    assert errors["values"] == pytest.approx([2, 1, 1, 1, 2, 3])
     table, note = load_study("cubic_elements")
     assert 0 < note["largest share"] < 0.5
     assert (table[["density", "composition"]] >= 0).all(axis=None)

@@ -277,12 +277,13 @@ def table2_errors(result: Result, target: str) -> dict[str, float]:
     }
 
 
-def errors_over_splits(results: Sequence[Result], target: str, tested: bool = True) -> Floats:
+def errors_over_splits(results: Sequence[Result], target: str, tested: bool = True, power: int = 1) -> Floats:
     """Absolute errors of each crystal, averaged over the splits in which it tests, or trains.
 
     Args:
         results: of the same crystals, each of one random split.
         tested: whether the errors of test crystals are wanted, or of those that trained.
+        power: 2 for squared errors.
 
     Returns:
         ``(n,)``; NaN for a crystal that tests (trains) in none of them.
@@ -290,7 +291,7 @@ def errors_over_splits(results: Sequence[Result], target: str, tested: bool = Tr
     total, times = np.zeros(len(results[0].names)), np.zeros(len(results[0].names))
     for result in results:
         t, among = result.column(target), result.tested() == tested
-        total[among] += np.abs(result.fitted[0] - result.truth)[among, t]
+        total[among] += np.abs(result.fitted[0] - result.truth)[among, t] ** power
         times[among] += 1
     return np.divide(total, times, out=np.full_like(total, np.nan), where=times > 0)
 
