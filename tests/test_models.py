@@ -62,8 +62,9 @@ def test_distinct_voxels_give_what_the_whole_grid_gives(features: np.ndarray, ar
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_lean_network_gives_the_same_from_patches_that_were_prepared(features: np.ndarray, channels: int) -> None:
     torch.manual_seed(0)
-    model = LeanCNN("A", in_channels=channels).double().eval()
-    distinct = torch.from_numpy(cubic_average(features)) * torch.rand(4, channels, 1, dtype=torch.float64)
+    model = LeanCNN("A", in_channels=channels, size=25).double().eval()
+    distinct = torch.from_numpy(cubic_average(features[1::2, 1::2, 1::2]))  # every other voxel
+    distinct = distinct * torch.rand(4, channels, 1, dtype=torch.float64)
     model.precondition(distinct)
     with torch.no_grad():
         assert torch.allclose(model(model.prepare(distinct, torch.float64)), model(distinct), rtol=1e-6, atol=1e-9)

@@ -124,7 +124,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(data: tuple[torch.Tensor, to
 
 def test_whitening_shows_the_optimizer_what_the_mean_hides() -> None:
     generator = torch.Generator().manual_seed(0)
-    mean, detail = torch.rand(40, 1, generator=generator), torch.rand(40, 1, generator=generator)
+    mean, detail = torch.rand(20, 1, generator=generator), torch.rand(20, 1, generator=generator)
     X = (mean + 0.02 * detail * torch.cos(torch.arange(20) / 3.0)).numpy()  # as in autocorrelations, the mean dominates
     y = detail[:, 0].numpy()
     losses = []
