@@ -52,7 +52,6 @@ def _factors(maps: Ints, grid: Ints) -> list[Ints]:
 
     The minimum over a group of n maps takes one step for each of them: about log2(n) instead of n.
     """
-
     M, s = maps[:, :, :3], maps[:, :, 3]
     products = np.concatenate([M[:, None] @ M, (M[:, None] @ s[..., None]) + s[:, None, :, None]], axis=3)
     listed = np.concatenate([np.eye(3, 4, dtype=np.int64)[None], maps, products.reshape(-1, 3, 4)]) % grid[:, None]
