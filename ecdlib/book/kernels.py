@@ -31,8 +31,6 @@ PRELOAD = (
     "skimage.measure",
     "torch._dynamo",  # torch's optimizers ask for it
 )
-#: What ipykernel sets when it starts; matplotlib reads it when it is imported.
-INLINE = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
 def can_fork() -> bool:
@@ -56,13 +54,7 @@ class _Forked(LocalProvisioner):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOAD))
         process = context.Process(target=_kernel, args=(cmd[cmd.index("-f") :], kwargs["env"], kwargs.get("cwd")))
-        before = {key: os.environ.get(key) for key in INLINE}
-        os.environ.update(INLINE)  # for the server, which the first call starts
-        try:
-            process.start()
-        finally:
-            for key, value in before.items():
-                os.environ.pop(key) if value is None else os.environ.update({key: value})
+        process.start()
         assert process.pid is not None
         self.process: Any = _Popen(process)
         self.pid = self.pgid = process.pid
@@ -97,7 +89,9 @@ def _kernel(arguments: list[str], env: Mapping[str, str], folder: str | None) ->
     os.environ.update(env)
     if folder:
         os.chdir(folder)
+    import matplotlib as mpl
     from ipykernel.kernelapp import IPKernelApp
 
+    mpl.use("module://matplotlib_inline.backend_inline")  # what a fresh kernel learns from its environment
     # The server ends with the process that started it, and then so does the kernel.
     IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
