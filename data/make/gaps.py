@@ -1,5 +1,5 @@
 """Band gaps that the model of any crystal predicts for the first hypothetical crystals: data/screening/gaps.csv.xz and
-.json, a quarter of an hour of one core.
+.json, eight minutes of one core.
 """
 
 import time
