@@ -120,6 +120,7 @@ def test_batches_are_the_crystals_one_by_one() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_convolution_is_that_of_torch_geometric() -> None:
     """Without the normalization of edges, which theirs does not have, and with the same weights."""
     with warnings.catch_warnings():

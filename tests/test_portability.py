@@ -201,6 +201,7 @@ def test_pairs_are_predicted_by_models_that_have_not_seen_the_crystal_in_any_con
     assert (movement(result, "bulk_modulus") == 0).all(axis=None)
 
 
+@pytest.mark.slow
 def test_two_channels_from_the_density_to_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ecdlib.base.cached.CACHE", tmp_path)
     p = parameters(crystals=60, size=7, voxel=1.0, protocol="split")

@@ -337,6 +337,7 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.stop()
 
 
+@pytest.mark.slow
 def test_materials_project(project: Server) -> None:
     good, bad = read("materials-project", api_key=KEY, endpoint=project.url)
     assert [(each.id, each.info["band_gap"]) for each in good] == [
@@ -352,6 +353,7 @@ def test_materials_project(project: Server) -> None:
     assert [each.id for each in good] == ["mp-2", "mp-3", "mp-10"]
 
 
+@pytest.mark.slow
 def test_materials_project_needs_a_key(project: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EcdError, match=r"^Materials Project: an API key is needed.*MP_API_KEY"):
         read_source("materials-project", endpoint=project.url)
@@ -361,6 +363,7 @@ def test_materials_project_needs_a_key(project: Server, monkeypatch: pytest.Monk
     assert len(read("materials-project", endpoint=project.url)[0]) == 4
 
 
+@pytest.mark.slow
 def test_materials_project_without_network(project: Server) -> None:
     project.stop()
     with pytest.raises(EcdError, match=r"^Materials Project: no answer from the API.*Check the connection") as error:
@@ -369,6 +372,7 @@ def test_materials_project_without_network(project: Server) -> None:
 
 
 @pytest.mark.parametrize("answer", [(401, b'{"detail": "Invalid credentials"}'), (500, b"oops"), (200, b"<html>")])
+@pytest.mark.slow
 def test_materials_project_answers_something_else(project: Server, answer: tuple[int, bytes]) -> None:
     project.pages["/materials/summary/"] = answer
     with pytest.raises(EcdError, match=r"^Materials Project: the API"):

@@ -266,6 +266,7 @@ def test_smoothing_is_a_gaussian_and_removes_no_electrons() -> None:
 # Against other calculations
 
 
+@pytest.mark.slow
 def test_both_densities_of_every_pair_become_one() -> None:
     pairs = load_densities("pairs")
     assert len(pairs) == 99

@@ -351,6 +351,8 @@ def plan(n: int = 80_000, seed: int = 0) -> pd.DataFrame:
     found: list[tuple[int, Formula]] = []
     while active and len(found) < n:
         for i, decorations in list(active.items()):
+            if len(found) == n:
+                break
             if (decorated := next(decorations, None)) is None:
                 del active[i]
             else:
@@ -358,12 +360,12 @@ def plan(n: int = 80_000, seed: int = 0) -> pd.DataFrame:
     if len(found) < n:
         raise EcdError("hypothetical", f"only {len(found)} crystals exist within the rules", "Ask for fewer.")
     model = volume_model()
-    chosen = parents.iloc[[i for i, _ in found[:n]]]
-    rows = [(formulas[i], decorated) for i, decorated in found[:n]]
+    chosen = parents.iloc[[i for i, _ in found]]
+    rows = [(formulas[i], decorated) for i, decorated in found]
     return pd.DataFrame(
         {
             "id": [f"hyp-{i:07d}" for i in range(n)],
-            "parent": names[[i for i, _ in found[:n]]],
+            "parent": names[[i for i, _ in found]],
             "prototype": chosen["prototype"].to_numpy(),
             "replaced": [
                 " ".join(f"{a}>{b}" for (a, _), (b, _) in zip(old, new, strict=True) if a != b) for old, new in rows

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -50,13 +50,23 @@ def spglib_errors_handled() -> Iterator[None]:
 def symmetry_dataset(cell: Any, symprec: float) -> Any:
     """spglib's symmetry dataset of a cell (lattice, positions, numbers); None without atoms or if none is found.
 
+    Those of the last thousand cells are kept: many steps ask for the same one.
+
     Args:
         symprec: tolerance in Å.
     """
+    lattice, positions, numbers = cell
+    lattice, positions = (np.asarray(values, dtype=float).tobytes() for values in (lattice, positions))
+    return _symmetry_dataset(lattice, positions, tuple(int(number) for number in numbers), symprec)
+
+
+@lru_cache(maxsize=1024)
+def _symmetry_dataset(lattice: bytes, positions: bytes, numbers: tuple[int, ...], symprec: float) -> Any:
     import spglib
 
-    if not len(cell[2]):
+    if not numbers:
         return None
+    cell: Any = np.frombuffer(lattice).reshape(3, 3), np.frombuffer(positions).reshape(-1, 3), numbers
     with spglib_errors_handled():
         try:
             return spglib.get_symmetry_dataset(cell, symprec=symprec)
@@ -198,14 +208,7 @@ class ChargeDensity:
         Args:
             symprec: tolerance in Å.
         """
-        if symprec not in self._symmetries:
-            self._symmetries[symprec] = symmetry_dataset((self.lattice, self.positions, self.numbers), symprec)
-        return self._symmetries[symprec]
-
-    @cached_property
-    def _symmetries(self) -> dict[float, Any]:
-        """What :meth:`symmetry` has found, by tolerance: many steps ask for it."""
-        return {}
+        return symmetry_dataset((self.lattice, self.positions, self.numbers), symprec)
 
     @property
     def structure(self) -> Structure:
