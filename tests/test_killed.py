@@ -107,7 +107,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     ("which", "kills"),
     [
         *((which, 3) for which in QUICK),
-        *(pytest.param(which, 20, marks=pytest.mark.slow) for which in QUICK),
+        *(pytest.param(which, 8, marks=pytest.mark.slow) for which in QUICK),
         *(pytest.param(which, 5, marks=pytest.mark.slow) for which in COMMANDS if which not in QUICK),
     ],
 )

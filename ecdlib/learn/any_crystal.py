@@ -9,10 +9,9 @@ structure alone.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -438,17 +437,14 @@ def run_split(
         settings: see :class:`ecdlib.models.stacked.StackedModel`.
     """
     labels, folds = divided(split)
-    material = load_pydemi()["material_id"]
+    material, make = load_pydemi()["material_id"], partial(fit_and_predict, **settings)
     with in_pieces(out, f"{split}-split", {"targets": list(targets)} | settings) as pieces:
         tables, notes = list[pd.DataFrame](), list[dict[str, Any]]()
         for k, (train, test) in enumerate(folds):
             after = f" {k}" if k else ""
             for target in targets:
                 for inputs in INPUTS:
-                    if (name := f"{target} {inputs}{after}") not in pieces:
-                        begun = time.time()
-                        found = fit_and_predict(target, inputs, train, test, labels, **settings)
-                        pieces.save(name, found, time.time() - begun)
+                    pieces.made(f"{target} {inputs}{after}", make, target, inputs, train, test, labels)
             table, note = _collected(pieces, targets, labels, test, after)
             tables.append(table)
             notes.append(note)
@@ -496,6 +492,13 @@ def matbench(out: Path, **settings: Any) -> None:
     table = crystal_table()
     position = pd.Index(table["name"])
     rows, learned = [], Learned("GPa", "log")
+
+    def predicted(target: str, inputs: Inputs, train: pd.Index, test: pd.Index) -> dict[str, Floats]:
+        seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
+        model = PropertyModel(target, inputs, learned, **settings)
+        model.fit(seen, 10 ** entries.loc[train, f"log10_{MATBENCH[target]}_VRH"].to_numpy())
+        return {"value": np.log10(model.predict(asked)[:, 0])}
+
     with in_pieces(out, "matbench", settings) as pieces:
         for target, column in MATBENCH.items():
             logarithm, fold = entries[f"log10_{column}_VRH"], entries[f"fold_{column}"]
@@ -505,14 +508,8 @@ def matbench(out: Path, **settings: Any) -> None:
                     complete = np.isfinite(np.hstack([table[b] for b in blocks_for(target, inputs)])).all(1)
                     usable = complete[position.get_indexer(entries.index)]
                     train, test = (entries.index[usable & part] for part in (fold != number, fold == number))
-                    if (name := f"{target} {inputs} {number}") not in pieces:
-                        begun = time.time()
-                        seen, asked = (take(table, position.get_indexer(names)) for names in (train, test))
-                        model = PropertyModel(target, inputs, learned, **settings)
-                        model.fit(seen, 10 ** logarithm[train].to_numpy())
-                        value = np.log10(model.predict(asked)[:, 0])
-                        pieces.save(name, {"value": value}, time.time() - begun)
-                    answers[test] = pieces.load(name)["value"]
+                    piece = pieces.made(f"{target} {inputs} {number}", predicted, target, inputs, train, test)
+                    answers[test] = piece["value"]
                     part = answers[fold == number]
                     more = {"property": target, "inputs": inputs, "fold": number, "value": part.to_numpy()}
                     rows.append(pd.DataFrame({"name": part.index, **more, "truth": logarithm[part.index].to_numpy()}))

@@ -229,29 +229,30 @@ def train_autoencoder(
         numbers = torch.randint(12, (len(x),), generator=generator).tolist()
         return torch.stack([orientation(one, number) for one, number in zip(x, numbers, strict=True)])
 
-    with in_pieces(out, name, p.model_dump()) as pieces:
+    def trained(checkpoint: Path) -> dict[str, Any]:
         torch.manual_seed(p.seed)
         module = build_autoencoder(p)
-        with pieces.timing("network") as seconds:
-            history = fit(
-                module,
-                train,
-                None,
-                settings,
-                validation=(validation, None),
-                augment=turn,
-                device=p.device,
-                checkpoint=pieces.checkpoint("network"),
-                progress=progress,
-            )
-            arrays = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
-            arrays |= {"losses": np.array(history.train), "validation": np.array(history.validation)}
-            pieces.save("network", arrays, seconds())
+        history = fit(
+            module,
+            train,
+            None,
+            settings,
+            validation=(validation, None),
+            augment=turn,
+            device=p.device,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        arrays = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
+        return arrays | {"losses": np.array(history.train), "validation": np.array(history.validation)}
+
+    with in_pieces(out, name, p.model_dump()) as pieces:
+        arrays = pieces.made("network", trained, pieces.checkpoint("network"))
         meta = {"kind": KIND, "parameters": p.model_dump(), "provenance": pieces.provenance()}
         meta["crystals"] = {"train": len(train), "val": len(validation)}
         write_archive(out, arrays, meta)
-    trained: Autoencoder = load_model(out, KIND)
-    return trained
+    written: Autoencoder = load_model(out, KIND)
+    return written
 
 
 def original_split() -> Any:

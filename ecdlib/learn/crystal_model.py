@@ -9,7 +9,6 @@ deviation, on inner folds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,11 +162,8 @@ def train_crystal_model(
     parameters = {"inputs": inputs, "targets": list(targets), "without": sorted(without), **settings}
     with in_pieces(out, name, parameters) as pieces:
         for target in targets:
-            if target not in pieces:
-                begun = time.time()
-                found = fit_property(target, inputs, labels, blocks, scaler, member, settings)
-                pieces.save(target, found, time.time() - begun)
-                print(target, f"{time.time() - begun:.0f} s", flush=True)
+            pieces.made(target, fit_property, target, inputs, labels, blocks, scaler, member, settings)
+            print(target, f"{pieces.seconds(target):.0f} s", flush=True)
         arrays, answers, cover, correlation = shared_arrays(names, blocks, scaler), {}, {}, 0.0
         for target in targets:
             piece = pieces.load(target)

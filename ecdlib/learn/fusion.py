@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -239,24 +238,25 @@ def train_final(
         return found
     crystals, X, n_density = inputs(p)
     scaler = FusionScaler(n_reduced(p, n_density), p.components).fit(X)
+
+    def fitted(t: int, target: str, checkpoint: Path) -> dict[str, Any]:
+        y = crystals[target].to_numpy(dtype=float)
+        known = np.isfinite(y)
+        model = make_model(p, n_density, scaler, checkpoint).fit(X[known], y[known])
+        if p.model == "lightgbm":
+            arrays = {"trees": np.frombuffer(model.booster_.model_to_string().encode(), dtype=np.uint8)}
+        else:
+            regressor = model.regressor_
+            arrays = {k: v.cpu().numpy() for k, v in regressor.module_.state_dict().items()}
+            arrays["target"] = np.array([regressor.mean_[0], regressor.scale_[0]])
+            arrays["setting"] = np.array(json.dumps(model.parameters_))
+        return arrays | {"out-of-fold": np.stack([evaluated.truth[:, t], evaluated.crossed[:, t]], 1)[known]}
+
     with in_pieces(out, name, p.model_dump()) as pieces:
+        state: dict[str, Any] = {}
         for t, target in enumerate(evaluated.targets):
-            if target in pieces:
-                continue
-            begun = time.perf_counter()
-            y = crystals[target].to_numpy(dtype=float)
-            known = np.isfinite(y)
-            model = make_model(p, n_density, scaler, pieces.checkpoint(target)).fit(X[known], y[known])
-            if p.model == "lightgbm":
-                arrays = {"trees": np.frombuffer(model.booster_.model_to_string().encode(), dtype=np.uint8)}
-            else:
-                regressor = model.regressor_
-                arrays = {k: v.cpu().numpy() for k, v in regressor.module_.state_dict().items()}
-                arrays["target"] = np.array([regressor.mean_[0], regressor.scale_[0]])
-                arrays["setting"] = np.array(json.dumps(model.parameters_))
-            arrays["out-of-fold"] = np.stack([evaluated.truth[:, t], evaluated.crossed[:, t]], 1)[known]
-            pieces.save(target, arrays, time.perf_counter() - begun)
-        state = {f"{target}/{k}": v for target in evaluated.targets for k, v in pieces.load(target).items()}
+            arrays = pieces.made(target, fitted, t, target, pieces.checkpoint(target))
+            state |= {f"{target}/{k}": v for k, v in arrays.items()}
         state |= {f"scaler/{k}": v for k, v in scaler.state.items()}
         used = autoencoder_used(p)
         meta = {

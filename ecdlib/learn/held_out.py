@@ -8,8 +8,7 @@ seen.
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -82,31 +81,28 @@ def run_held_out(out: Path) -> None:
     formulas = {name.split("_")[0] for name in names}
     cubic = [name for name in names if name in load_densities("cubic-all")]
     with in_pieces(out, "held-out", {}) as pieces:
-        if "structure" not in pieces:
-            begun = time.time()
-            trained = out.with_name("held-out-model.npz")
-            train_crystal_model(trained, without=formulas, name="held-out")
-            model = load_model(trained)
-            found = model.predict([load_structures()[name] for name in names])
-            arrays = {t: found[t].to_numpy() for t in model.targets}
-            pieces.save("structure", arrays, time.time() - begun)
-            trained.unlink()
-        for target in ("bulk_modulus", "total_energy"):
-            if target not in pieces:
-                begun = time.time()
-                pieces.save(target, _from_densities(target, cubic, formulas), time.time() - begun)
         labels, rows = load_targets().reindex(names), []
-        for target, values in pieces.load("structure").items():
+        trained = out.with_name("held-out-model.npz")
+        for target, values in pieces.made("structure", _from_structures, names, formulas, trained).items():
             table = pd.DataFrame(values, columns=ENDS).assign(name=names, given="structure", property=target)
             rows.append(table.assign(truth=labels[target].to_numpy()))
         for target in ("bulk_modulus", "total_energy"):
-            piece = pieces.load(target)
+            piece = pieces.made(target, _from_densities, target, cubic, formulas)
             table = pd.DataFrame(piece["answer"], columns=ENDS).assign(name=cubic, given="density", property=target)
             rows.append(table.assign(truth=piece["truth"]))
         recognized = pieces.load("bulk_modulus")["recognized"]
         note = {"densities": len(cubic), "answered": int((recognized >= 0).sum()), "right": int((recognized > 0).sum())}
         table = pd.concat(rows)[["name", "given", "property", *ENDS, "truth"]]
         write_table(out, table, {"valence": note, "provenance": pieces.provenance()})
+
+
+def _from_structures(names: Sequence[str], without: set[str], trained: Path) -> dict[str, Any]:
+    """Answers of the model of any crystal, trained without some formulas into a file that is removed, by property."""
+    train_crystal_model(trained, without=without, name="held-out")
+    model = load_model(trained)
+    found = model.predict([load_structures()[name] for name in names])
+    trained.unlink()
+    return {target: found[target].to_numpy() for target in model.targets}
 
 
 def _from_densities(target: str, names: list[str], without: set[str]) -> dict[str, Any]:

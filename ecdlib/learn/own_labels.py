@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -196,11 +195,10 @@ def train_on_labels(data: OwnLabels, source: Path, out: Path, progress: bool = T
     labels, learned = data.labels, data.learned
     with in_pieces(out, "ecd train", parameters) as pieces:
         cells = [standard(s) for s in data.structures]
-        for start in range(0, len(cells), CHUNK):
-            if (name := f"features-{start:06d}") not in pieces:
-                begun = time.perf_counter()
-                pieces.save(name, crystal_features(cells[start : start + CHUNK], progress), time.perf_counter() - begun)
-        parts = [pieces.load(name) for name in pieces.names if name.startswith("features")]
+        parts = [
+            pieces.made(f"features-{start:06d}", crystal_features, cells[start : start + CHUNK], progress)
+            for start in range(0, len(cells), CHUNK)
+        ]
         blocks = {name: np.concatenate([part[name] for part in parts]) for name in STRUCTURE}
 
         def fit(f: Any) -> dict[str, Floats]:
