@@ -211,8 +211,8 @@ def reproduce(
 
 @contextmanager
 def _grids_ahead(some: Sequence[tuple[Training, Any, str]]) -> Iterator[None]:
-    """While the first networks train, another process brings the densities to the grids of the autoencoders."""
-    grids = [(p.edge, p.route) for t, p, _ in some[1:] if t.command == "train-autoencoder"]
+    """While the first networks train, another process brings the densities to the periodic grids."""
+    grids = [(p.edge, p.route) for t, p, _ in some[1:] if t.command == "train-autoencoder" and p.route == "periodic"]
     process = get_context("spawn").Process(target=_make_grids, args=(grids,), daemon=True)
     if grids:
         process.start()

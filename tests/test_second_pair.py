@@ -334,8 +334,7 @@ for model, word in (
 ):
     said = f"A on the autocorrelation beats {word} (test crystals)"
     PAIRS.setdefault("lean-claim-hypothesis", {})[said] = lambda model=model: tuple(
-        over([lean(m, K, 60, seed) for seed in range(3 if model == "lean-a-density" else 1)], K, "test")
-        for m in ("lean-a-27", model)
+        over([lean(m, K, 60, seed) for seed in range(3)], K, "test") for m in ("lean-a-27", model)
     )
 
 

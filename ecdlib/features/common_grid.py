@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -47,13 +48,18 @@ def padded_grid(density: ChargeDensity, edge: int) -> Floats:
     the picture is the same at a lower resolution. A density of more voxels than the grid is resampled to fit, as in
     the authors' public code. The shape of the cell is lost, its size is not; a periodic field is cut.
     """
-    shape = padded_shape(density, edge)
-    return np.pad(resample(density.values, shape), [(0, edge - n) for n in shape])
+    block = padded_block(density, edge)
+    return np.pad(block, [(0, edge - n) for n in block.shape])
 
 
 def padded_shape(density: ChargeDensity, edge: int) -> list[int]:
     """Voxels that a density fills of the padded grid along each axis."""
     return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
+
+
+def padded_block(density: ChargeDensity, edge: int) -> Floats:
+    """The part of :func:`padded_grid` that the density fills."""
+    return resample(density.values, padded_shape(density, edge))
 
 
 def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
@@ -73,16 +79,24 @@ def bundled_grids(edge: int, route: Route) -> Floats:
     """
 
     def make() -> Arrays:
-        stores = load_densities("cubic"), load_densities("general")
-        row = {name: i for i, name in enumerate(bundled_names())}
-        grids = np.empty((len(row), edge, edge, edge), dtype=np.float32)
-        bar = tqdm((store[name] for store in stores for name in store.fastest), desc="Common grid", total=len(grids))
-
-        def fill(density: ChargeDensity) -> None:
-            grids[row[density.name]] = on_grid(density, edge, route)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(fill, bar))
+        grids = np.empty((len(bundled_names()), edge, edge, edge), dtype=np.float32)
+        for row, grid in _of_each(lambda density: on_grid(density, edge, route)):
+            grids[row] = grid
         return {"grids": grids}
 
     return cached(f"grids-{route}-{edge}", make)["grids"]
+
+
+def bundled_blocks(edge: int) -> list[Floats]:
+    """What these densities fill of padded grids, float32, in the order of the names."""
+    blocks = dict(_of_each(lambda density: padded_block(density, edge).astype(np.float32)))
+    return [blocks[row] for row in sorted(blocks)]
+
+
+def _of_each(function: Callable[[ChargeDensity], Floats]) -> Iterator[tuple[int, Floats]]:
+    """What a function gives for each bundled density, with its place among the names; in the fastest order to read."""
+    stores = load_densities("cubic"), load_densities("general")
+    row = {name: i for i, name in enumerate(bundled_names())}
+    bar = tqdm((store[name] for store in stores for name in store.fastest), desc="Common grid", total=len(row))
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda density: (row[density.name], function(density)), bar)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,15 @@ from ecdlib.base.settings import BeforeValidator, Field, Parameters, Subset
 from ecdlib.data.tables import load_crystals
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.features.common_grid import Route, bundled_grids, bundled_names, common_cell, on_grid, padded_shape
+from ecdlib.features.common_grid import (
+    Route,
+    bundled_blocks,
+    bundled_grids,
+    bundled_names,
+    common_cell,
+    on_grid,
+    padded_shape,
+)
 from ecdlib.learn.model_file import load_model
 
 if TYPE_CHECKING:
@@ -140,7 +148,8 @@ class Autoencoder:
 
         where = next(self.module.parameters()).device
         with torch.no_grad():
-            parts = np.array_split(values, max(1, len(values) // 16))
+            size = max(1, min(16, 2**22 // self.parameters.edge**3))  # as many as the memory easily holds
+            parts = np.array_split(values, -(-len(values) // size) or 1)
             tensors = (torch.from_numpy(np.ascontiguousarray(p, dtype=np.float32)) for p in parts)
             done = [function(x.to(where)).cpu().numpy() for x in tensors]
         result: Floats = np.concatenate(done)
@@ -183,7 +192,8 @@ def train_autoencoder(
     """Train on the bundled densities with the published split, and write the result; resumes between epochs.
 
     The loss is the mean squared error over the voxels of unscaled densities; each batch, or each of its crystals, is in
-    one of 12 orientations, drawn anew in each epoch.
+    one of 12 orientations, drawn anew in each epoch. On the padded route what lies far from the crystal is left out
+    (see :class:`ecdlib.features.padded_blocks.PaddedBlocks`), and batches are of crystals of like size.
 
     Args:
         out: file to write (``.npz``).
@@ -195,21 +205,18 @@ def train_autoencoder(
     """
     import torch
 
-    from ecdlib.models.autoencoder import orientation
+    from ecdlib.models.autoencoder import OnPartOfGrid, orientation
     from ecdlib.models.torch_regressor import TrainingSettings, fit
 
     if out.is_file():
         found: Autoencoder = load_model(out, KIND)
         p.confirm(found.meta["parameters"], out)
         return found
-    grids, split = bundled_grids(p.edge, p.route), original_split()
+    split = original_split()
     chosen = np.ones(len(split), dtype=bool)
     if p.crystals:
         chosen[np.random.default_rng(p.seed).permutation(len(split))[p.crystals :]] = False
-    train, validation = (
-        torch.from_numpy(grids[chosen & (split == part)][:, None]).contiguous(memory_format=torch.channels_last_3d)
-        for part in ("train", "val")
-    )
+    train, validation = _parts(p, [chosen & (split == part) for part in ("train", "val")])
     settings = TrainingSettings(
         epochs=p.epochs,
         batch_size=p.batch_size,
@@ -233,7 +240,7 @@ def train_autoencoder(
         torch.manual_seed(p.seed)
         module = build_autoencoder(p)
         history = fit(
-            module,
+            OnPartOfGrid(module, p.edge),
             train,
             None,
             settings,
@@ -246,6 +253,8 @@ def train_autoencoder(
         arrays = {f"weights/{k}": v.cpu().numpy() for k, v in module.state_dict().items()}
         return arrays | {"losses": np.array(history.train), "validation": np.array(history.validation)}
 
+    if progress:
+        print(f"{len(train)} training and {len(validation)} validation crystals, {p.edge} voxels an edge", flush=True)
     with in_pieces(out, name, p.model_dump()) as pieces:
         arrays = pieces.made("network", trained, pieces.checkpoint("network"))
         meta = {"kind": KIND, "parameters": p.model_dump(), "provenance": pieces.provenance()}
@@ -253,6 +262,21 @@ def train_autoencoder(
         write_archive(out, arrays, meta)
     written: Autoencoder = load_model(out, KIND)
     return written
+
+
+def _parts(p: AutoencoderParameters, parts: Sequence[Any]) -> list[Any]:
+    """The bundled densities of each part (a mask of them) as the network takes them."""
+    import torch
+
+    from ecdlib.features.padded_blocks import PaddedBlocks
+
+    if p.route == "periodic":
+        grids = bundled_grids(p.edge, p.route)
+        tensors = (torch.from_numpy(grids[part][:, None]) for part in parts)
+        return [each.contiguous(memory_format=torch.channels_last_3d) for each in tensors]
+    blocks = bundled_blocks(p.edge)
+    chosen = (sorted((blocks[i] for i in np.flatnonzero(part)), key=lambda block: max(block.shape)) for part in parts)
+    return [PaddedBlocks.of(each, p.edge, 2 ** POOLINGS[p.channels]) for each in chosen]
 
 
 def original_split() -> Any:

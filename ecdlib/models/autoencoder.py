@@ -89,6 +89,23 @@ class ChargeDensityAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
 
+class OnPartOfGrid(nn.Module):
+    """An autoencoder on parts of grids of edge ``n`` that are zero elsewhere, with the squared error of whole grids.
+
+    The deviation from the input is scaled so that its mean square over the part is the sum of squares over the n³
+    voxels of the grid.
+    """
+
+    def __init__(self, autoencoder: ChargeDensityAutoencoder, n: int):
+        super().__init__()
+        self.autoencoder, self.n = autoencoder, n
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = x[0, 0].numel() / self.n**3
+        found: Tensor = self.autoencoder(x)
+        return found if share == 1 else x + share**0.5 * (found - x)
+
+
 def orientation(x: Tensor, number: int) -> Tensor:
     """One of 12 distinct orientations of a batch ``(…, n, n, n)``: each axis upwards, four quarter turns about it.
 

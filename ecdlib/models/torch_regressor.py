@@ -26,6 +26,7 @@ from ecdlib.base.errors import EcdError, atomic_write
 from ecdlib.base.progress import tqdm
 from ecdlib.density.core import Floats
 from ecdlib.features.graphs import CrystalGraphs
+from ecdlib.features.padded_blocks import PaddedBlocks
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -129,8 +130,8 @@ class Losses:
     validation: list[float]
 
 
-#: What networks take: a tensor ``(n, ...)``, or graphs of n crystals.
-Inputs = Tensor | CrystalGraphs
+#: What networks take: a tensor ``(n, ...)``, graphs of n crystals, or n densities on padded grids.
+Inputs = Tensor | CrystalGraphs | PaddedBlocks
 
 
 def fit(
@@ -154,7 +155,7 @@ def fit(
     what an uninterrupted one gives; the file is removed at the end.
 
     Args:
-        X: ``(n, ...)`` inputs, or graphs of n crystals.
+        X: ``(n, ...)`` inputs, graphs of n crystals, or n densities on padded grids.
         y: ``(n, targets)`` normalized targets, NaN where there is none; None: the input itself (an autoencoder).
         validation: the same for crystals that are not trained on.
         augment: changes a batch of inputs in each step, with random numbers from the generator.
@@ -203,11 +204,13 @@ def fit(
             break
         begun = time.monotonic()
         generator = _seed_epoch(settings.seed, epoch)
-        order = torch.randperm(len(X), generator=generator).to(where)
+        order = torch.randperm(len(X), generator=generator)
         total = torch.zeros((), device=where)
-        batches = list(order.split(settings.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1:
-            batches.pop()  # batch normalization needs two
+        if isinstance(X, PaddedBlocks):
+            batches = X.batches(order, settings.batch_size, generator)
+        else:
+            batches = list(order.to(where).split(settings.batch_size))
+        batches = [batch for batch in batches if len(batch) > 1] or batches  # batch normalization needs two
         for batch in batches:
             optimizer.zero_grad(set_to_none=True)
             with _arithmetic(where, settings):
@@ -256,7 +259,7 @@ def _arithmetic(where: torch.device, settings: TrainingSettings) -> torch.autoca
 def _prepared(model: nn.Module, X: Inputs, settings: TrainingSettings) -> Inputs:
     """What the model makes of its inputs without free parameters (its ``prepare``), once, if the GPU can hold it."""
     prepare = getattr(model, "prepare", None)
-    if prepare is None or isinstance(X, CrystalGraphs):
+    if prepare is None or not isinstance(X, Tensor):
         return X
     precision = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     needed = len(X) * prepare(X[:1], precision).nbytes
@@ -266,7 +269,7 @@ def _prepared(model: nn.Module, X: Inputs, settings: TrainingSettings) -> Inputs
 def _digest(*inputs: Inputs | None) -> str:
     digest = hashlib.sha256()
     for each in inputs:
-        for tensor in each.tensors() if isinstance(each, CrystalGraphs) else [each]:
+        for tensor in [each] if each is None or isinstance(each, Tensor) else each.tensors():
             digest.update(b"none" if tensor is None else tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -287,9 +290,10 @@ def _loss(model: nn.Module, X: Inputs, y: Tensor | None, settings: TrainingSetti
     model.eval()
     total, unknown, where = 0.0, _unknown(y), next(model.parameters()).device
     for batch in torch.arange(len(X), device=where).split(settings.batch_size):
+        inputs = X[batch]
         with _arithmetic(where, settings):
-            prediction = model(X[batch])
-        error = prediction.float() - (X[batch] if y is None else y[batch])
+            prediction = model(inputs)
+        error = prediction.float() - (inputs if y is None else y[batch])
         total += float(_known(error, unknown, batch).square().mean()) * len(batch)
     model.train()
     return total / len(X)

@@ -1,0 +1,60 @@
+"""Padded grids of which a network sees only the surroundings of the crystal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ecdlib.density.store import load_density
+from ecdlib.features.common_grid import padded_block, padded_grid
+from ecdlib.features.padded_blocks import PaddedBlocks
+from ecdlib.models.autoencoder import ChargeDensityAutoencoder, OnPartOfGrid
+
+EDGE = 64
+NAMES = ("LiH_225", "TiAl_123", "AlCu3_225", "MgO_225", "NaCl_225")
+
+
+@pytest.fixture
+def blocks() -> PaddedBlocks:
+    return PaddedBlocks.of([padded_block(load_density(name), EDGE) for name in NAMES], EDGE, 8)
+
+
+def test_a_cube_is_a_part_of_the_grid_and_the_rest_is_empty(blocks: PaddedBlocks) -> None:
+    for i, name in enumerate(NAMES):
+        cube, grid = blocks[torch.tensor([i])][0, 0].numpy(), padded_grid(load_density(name), EDGE)
+        m = len(cube)
+        assert cube.shape == (m, m, m)
+        assert m % 8 == 0
+        assert m == int(blocks.edges[i]) < EDGE
+        np.testing.assert_array_equal(cube, grid[:m, :m, :m].astype(np.float32))
+        assert cube.sum() == pytest.approx(grid.sum(), rel=1e-6)
+        assert not cube[m - blocks.margin :].any(), "zeros all around"
+
+
+def test_batches_are_of_like_size_and_hold_each_once(blocks: PaddedBlocks) -> None:
+    generator = torch.Generator().manual_seed(1)
+    many = PaddedBlocks(blocks.blocks * 20, EDGE, multiple=8)
+    batches = many.batches(torch.randperm(len(many), generator=generator), 10, generator)
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(many)))
+    edges = torch.stack([many.edges[batch] for batch in batches])
+    assert (edges.min(1).values == edges.max(1).values).sum() >= len(batches) - 2
+    assert edges[:, 0].diff().min() < 0, "not from small to large"
+
+
+def test_the_error_is_that_of_the_whole_grid(blocks: PaddedBlocks) -> None:
+    """Of a network that answers zero with zero, which one without biases does."""
+    torch.manual_seed(0)
+    network = ChargeDensityAutoencoder(batch_norm=False, dropout=0).eval()
+    for name, values in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(values)
+    part, wide = OnPartOfGrid(network, EDGE), PaddedBlocks(blocks.blocks, EDGE, margin=EDGE, multiple=8)
+    with torch.no_grad():
+        whole = wide[torch.arange(len(NAMES))]
+        assert whole.shape == (len(NAMES), 1, EDGE, EDGE, EDGE)
+        expected = (network(whole) - whole).square().mean((1, 2, 3, 4))
+        for i in range(len(NAMES)):
+            cube = blocks[torch.tensor([i])]
+            assert cube.numel() < whole[i].numel()
+            assert float((part(cube) - cube).square().mean()) == pytest.approx(float(expected[i]), rel=0.02)
