@@ -28,7 +28,7 @@ from ecdlib.learn.autoencoder import (
 )
 from ecdlib.learn.latents import load_latents, write_latents
 from ecdlib.learn.model_file import load_model
-from ecdlib.models.autoencoder import ChargeDensityAutoencoder, orientation
+from ecdlib.models.autoencoder import ChargeDensityAutoencoder, Padding, orientation
 from ecdlib.models.lean_cnn import count_parameters
 from ecdlib.models.torch_regressor import TrainingSettings, fit
 
@@ -109,6 +109,24 @@ def test_only_circular_padding_commutes_with_shifts(padding: str) -> None:
         a = model.encode(x.roll((8, 16, 24), (2, 3, 4)))
         b = model.encode(x).roll((1, 2, 3), (2, 3, 4))
     assert torch.allclose(a, b, atol=1e-6) == (padding == "circular")
+
+
+@pytest.mark.parametrize("padding", ["circular", "zeros"])
+@pytest.mark.parametrize(("batch_norm", "dropout"), [(True, 0.05), (False, 0.0)])
+def test_the_last_layer_on_the_coarse_grid_is_that_on_the_fine_one(
+    padding: Padding, batch_norm: bool, dropout: float
+) -> None:
+    torch.manual_seed(0)
+    model = ChargeDensityAutoencoder(3, 16, padding, batch_norm, dropout)
+    latent = torch.rand(2, 16, 2, 4, 6)
+    for training in (True, False):
+        model.train(training)
+        found = []
+        for decode in (model.decode, model.decoder):
+            torch.manual_seed(1)  # of the dropout
+            with torch.no_grad():
+                found.append(decode(latent))
+        assert torch.allclose(*found, atol=1e-6)
 
 
 def test_twelve_orientations_are_distinct_proper_rotations() -> None:

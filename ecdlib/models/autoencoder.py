@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Padding = Literal["zeros", "circular"]
+#: For each of two fine voxels: which taps of a kernel along an axis fall on the coarse voxel before, at and after.
+REPEATED = torch.tensor([[[1.0, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
 
 
 class PaddedConv3d(nn.Conv3d):
@@ -19,10 +21,26 @@ class PaddedConv3d(nn.Conv3d):
         self.circular = padding == "circular"
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._convolved(x, self.weight, self.bias)
+
+    def of_upsampled(self, x: Tensor) -> Tensor:
+        """What it makes of ``x`` on a grid twice as fine, each voxel repeated.
+
+        The eight fine voxels in a coarse one see the same 27 coarse ones with kernels of their own, which are sums of
+        parts of this one. For the few channels of a decoder's last layer this is several times as fast.
+        """
+        k = torch.einsum("oixyz,pax,qby,rcz->opqriabc", self.weight, *[REPEATED.to(self.weight)] * 3)
+        k = k.flatten(0, 3).contiguous(memory_format=torch.channels_last_3d)
+        fine = self._convolved(x, k, None if self.bias is None else self.bias.repeat_interleave(8))
+        n, (a, b, c) = len(fine), fine.shape[2:]
+        fine = fine.view(n, -1, 2, 2, 2, a, b, c).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return fine.reshape(n, -1, 2 * a, 2 * b, 2 * c)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.circular:  # three times faster on a CPU than padding_mode="circular"
             for d in (2, 3, 4):
                 x = torch.cat([x.narrow(d, x.shape[d] - 1, 1), x, x.narrow(d, 0, 1)], d)
-        return F.conv3d(x, self.weight, self.bias, padding=self.padding)
+        return F.conv3d(x, weight, bias, padding=self.padding)
 
 
 def _block(convolution: nn.Module, channels: int, resize: nn.Module, batch_norm: bool, dropout: float) -> nn.Sequential:
@@ -82,8 +100,18 @@ class ChargeDensityAutoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents back to densities in e/Å³."""
-        density: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last_3d))
-        return density
+        x = latent.contiguous(memory_format=torch.channels_last_3d)
+        *blocks, block, last = self.decoder.children()
+        for each in blocks:
+            x = each(x)
+        layers = list(block.children())
+        if isinstance(layers[-1], nn.Dropout) and self.training:  # drops fine voxels
+            found: Tensor = last(block(x))
+            return found
+        for layer in layers:  # normalization and what repeats voxels commute
+            x = x if isinstance(layer, nn.Upsample) else layer(x)
+        assert isinstance(last, PaddedConv3d)
+        return last.of_upsampled(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
