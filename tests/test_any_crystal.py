@@ -298,7 +298,7 @@ def test_a_part_of_a_scaling_scales_alike() -> None:
 
 
 def test_shipped_predictions_answer_every_test_crystal_of_pydemi() -> None:
-    predictions = pd.read_csv(data_file("results/pydemi_split.csv"))
+    predictions = pd.read_csv(data_file("results/pydemi_split.csv.xz"))
     assert (predictions.groupby(["property", "inputs"])["value"].count() == 606).all()
     pydemi = load_pydemi()
     assert set(predictions["material_id"]) == set(pydemi.loc[pydemi["split"] == "test", "material_id"])

@@ -33,9 +33,9 @@ PUBLISHED = ("bulk_modulus", "shear_modulus", "cohesive_energy")
 if __name__ == "__main__":
     which = sys.argv[1]
     if which == "pydemi":
-        run_split(RESULTS / "pydemi_split.csv")
+        run_split(RESULTS / "pydemi_split.csv.xz")
     elif which == "published":
-        run_split(RESULTS / "published_split.csv", "published", PUBLISHED)
+        run_split(RESULTS / "published_split.csv.xz", "published", PUBLISHED)
     elif which == "5-fold":
         run_split(RESULTS / "five_fold.csv.xz", "5-fold", PUBLISHED[:2], (*PUBLISHED[:2], "debye_temperature"))
     elif which == "cubic-892":
