@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 
 from ecdlib.base.archive import write_archive
+from ecdlib.base.cached import Arrays, cached
 from ecdlib.base.errors import EcdError
 from ecdlib.base.pieces import in_pieces
+from ecdlib.base.progress import tqdm
 from ecdlib.base.resources import bundled_in
 from ecdlib.base.settings import BeforeValidator, Field, Parameters, Subset
 from ecdlib.data.tables import load_crystals
@@ -282,6 +284,23 @@ def _parts(p: AutoencoderParameters, parts: Sequence[Any]) -> list[Any]:
 def original_split() -> Any:
     """``(988,)`` of ``"train"``, ``"val"``, ``"test"``: the published split, for the bundled densities."""
     return load_crystals().loc[bundled_names(), "original_split"].to_numpy()
+
+
+def bundled_latents(trained: Autoencoder) -> Floats:
+    """Latents of the bundled densities, ``(988, channels, m, m, m)``, in the order of their names.
+
+    Computed once for each autoencoder (``_build/cache``), then read.
+    """
+
+    def make() -> Arrays:
+        p = trained.parameters
+        if p.route == "periodic" or p.edge <= 64:
+            return {"latents": trained.encode(bundled_grids(p.edge, p.route))}
+        blocks = tqdm(bundled_blocks(p.edge), desc="Latents")  # all grids at once are gigabytes
+        grids = (np.pad(block, [(0, p.edge - n) for n in block.shape]) for block in blocks)
+        return {"latents": np.concatenate([trained.encode(grid[None]) for grid in grids])}
+
+    return cached("latents", make, trained.digest)["latents"]
 
 
 def shipped_autoencoders() -> list[str]:

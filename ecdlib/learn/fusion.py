@@ -26,9 +26,9 @@ from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import load_densities
 from ecdlib.density.valence import Valence, target_electrons, to_ours
 from ecdlib.features.collection import bundled_features, statistics
-from ecdlib.features.common_grid import bundled_grids, bundled_names
+from ecdlib.features.common_grid import bundled_names
 from ecdlib.features.composition import magpie, magpie_features
-from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, pooled
+from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, bundled_latents, pooled
 from ecdlib.learn.conversion_cost import Calibration
 from ecdlib.learn.model_file import load_model
 from ecdlib.learn.portability import ROUTES, calibrating_compounds, conversion, pair_names
@@ -90,12 +90,7 @@ def density_features(p: FusionParameters) -> Floats:
         return np.hstack(list(bundled_features()[0].values()))
     if kind == "magpie":
         return np.zeros((len(bundled_names()), 0))
-    trained = load_model(p.autoencoder, "autoencoder")
-
-    def make() -> Arrays:
-        return {"latents": trained.encode(bundled_grids(trained.parameters.edge, trained.parameters.route))}
-
-    latents = cached("latents", make, trained.digest)["latents"]
+    latents = bundled_latents(load_model(p.autoencoder, "autoencoder"))
     return pooled(latents) if kind == "pooled" else latents.reshape(len(latents), -1)
 
 
