@@ -58,3 +58,17 @@ def test_the_error_is_that_of_the_whole_grid(blocks: PaddedBlocks) -> None:
             cube = blocks[torch.tensor([i])]
             assert cube.numel() < whole[i].numel()
             assert float((part(cube) - cube).square().mean()) == pytest.approx(float(expected[i]), rel=0.02)
+            assert part.penalty() == 0
+
+
+def test_what_a_network_makes_of_nothing_counts_over_the_rest_of_the_grid(blocks: PaddedBlocks) -> None:
+    torch.manual_seed(0)
+    network = ChargeDensityAutoencoder(batch_norm=False, dropout=0).eval()
+    part, wide = OnPartOfGrid(network, EDGE), PaddedBlocks(blocks.blocks, EDGE, margin=EDGE, multiple=8)
+    with torch.no_grad():
+        network.decoder[-1].bias.fill_(0.5)
+        for i in range(len(NAMES)):
+            one = torch.tensor([i])
+            cube, whole = blocks[one], wide[one]
+            found = float((part(cube) - cube).square().mean() + part.penalty())
+            assert found == pytest.approx(float((network(whole) - whole).square().mean()), rel=0.02)

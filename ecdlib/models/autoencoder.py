@@ -121,17 +121,26 @@ class OnPartOfGrid(nn.Module):
     """An autoencoder on parts of grids of edge ``n`` that are zero elsewhere, with the squared error of whole grids.
 
     The deviation from the input is scaled so that its mean square over the part is the sum of squares over the n³
-    voxels of the grid.
+    voxels of the grid; to it comes what the network makes of :attr:`EMPTY`³ zeros, for the rest of the grid.
     """
+
+    EMPTY = 32
 
     def __init__(self, autoencoder: ChargeDensityAutoencoder, n: int):
         super().__init__()
-        self.autoencoder, self.n = autoencoder, n
+        self.autoencoder, self.n, self.share = autoencoder, n, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        share = x[0, 0].numel() / self.n**3
+        self.share = x[0, 0].numel() / self.n**3
         found: Tensor = self.autoencoder(x)
-        return found if share == 1 else x + share**0.5 * (found - x)
+        return found if self.share == 1 else x + self.share**0.5 * (found - x)
+
+    def penalty(self) -> Tensor | float:
+        """Mean square over the grid of what lies outside the part that was seen last."""
+        if self.share == 1:
+            return 0.0
+        zeros = torch.zeros(1, 1, *[self.EMPTY] * 3, device=next(self.parameters()).device)
+        return (1 - self.share) * self.autoencoder(zeros).square().mean()
 
 
 def orientation(x: Tensor, number: int) -> Tensor:

@@ -216,8 +216,9 @@ def fit(
             with _arithmetic(where, settings):
                 inputs = X[batch] if augment is None else augment(X[batch], generator)
                 prediction = model(inputs)
+                beyond = _penalty(model)
             residual = prediction.float() - (inputs if y is None else y[batch])
-            loss = _known(residual, unknown, batch).square().mean()
+            loss = _known(residual, unknown, batch).square().mean() + beyond
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(batch)
@@ -284,6 +285,12 @@ def _known(error: Tensor, unknown: Tensor | None, batch: Tensor) -> Tensor:
     return error if unknown is None else error[~unknown[batch]]
 
 
+def _penalty(model: nn.Module) -> Tensor | float:
+    """What a model adds to the mean squared error of the batch that it has just seen (its ``penalty``), if it does."""
+    penalty = getattr(model, "penalty", None)
+    return 0.0 if penalty is None else penalty()
+
+
 @torch.no_grad()
 def _loss(model: nn.Module, X: Inputs, y: Tensor | None, settings: TrainingSettings) -> float:
     """Mean squared error in evaluation mode."""
@@ -293,8 +300,9 @@ def _loss(model: nn.Module, X: Inputs, y: Tensor | None, settings: TrainingSetti
         inputs = X[batch]
         with _arithmetic(where, settings):
             prediction = model(inputs)
+            beyond = _penalty(model)
         error = prediction.float() - (inputs if y is None else y[batch])
-        total += float(_known(error, unknown, batch).square().mean()) * len(batch)
+        total += float(_known(error, unknown, batch).square().mean() + beyond) * len(batch)
     model.train()
     return total / len(X)
 
