@@ -107,6 +107,7 @@ class Training:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
+        share = 1.0
         if self.command == "train":
             from ecdlib.features.autocorrelation import cubic_orbits
             from ecdlib.learn.lean import build
@@ -114,14 +115,15 @@ class Training:
             module = build(p).make_module()
             x = torch.zeros(1, p.channels, int(cubic_orbits(p.size).max()) + 1)
         elif self.command == "train-autoencoder":
-            from ecdlib.learn.autoencoder import build_autoencoder
+            from ecdlib.learn.autoencoder import build_autoencoder, training_share
 
             module, x = build_autoencoder(p), torch.zeros(1, 1, *[p.edge] * 3)
+            share = training_share(p)
         else:
             return 0.0
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             module.eval()(x)
-        return 3.0 * counter.get_total_flops()
+        return 3.0 * share * counter.get_total_flops()
 
 
 #: What is worth most comes first: the networks that the papers credit, as published, then those beside them.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import scipy.fft
 
 from ecdlib.base.cached import Arrays, cached
@@ -52,14 +53,14 @@ def padded_grid(density: ChargeDensity, edge: int) -> Floats:
     return np.pad(block, [(0, edge - n) for n in block.shape])
 
 
-def padded_shape(density: ChargeDensity, edge: int) -> list[int]:
-    """Voxels that a density fills of the padded grid along each axis."""
-    return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in density.shape]
+def padded_shape(shape: Sequence[int], edge: int) -> list[int]:
+    """Voxels that a density of so many voxels fills of the padded grid along each axis."""
+    return [min(edge, max(2, round(n * edge / PUBLISHED_EDGE))) for n in shape]
 
 
 def padded_block(density: ChargeDensity, edge: int) -> Floats:
     """The part of :func:`padded_grid` that the density fills."""
-    return resample(density.values, padded_shape(density, edge))
+    return resample(density.values, padded_shape(density.shape, edge))
 
 
 def on_grid(density: ChargeDensity, edge: int, route: Route) -> Floats:
@@ -91,6 +92,12 @@ def bundled_blocks(edge: int) -> list[Floats]:
     """What these densities fill of padded grids, float32, in the order of the names."""
     blocks = dict(_of_each(lambda density: padded_block(density, edge).astype(np.float32)))
     return [blocks[row] for row in sorted(blocks)]
+
+
+def bundled_shapes(edge: int) -> list[list[int]]:
+    """The shapes of these blocks, without reading the densities."""
+    grids = pd.concat([load_densities(which).table["grid"] for which in ("cubic", "general")])
+    return [padded_shape(grid, edge) for grid in grids.loc[bundled_names()]]
 
 
 def _of_each(function: Callable[[ChargeDensity], Floats]) -> Iterator[tuple[int, Floats]]:

@@ -32,6 +32,16 @@ class PaddedBlocks:
         tensors = (torch.from_numpy(np.asarray(block, dtype=np.float32)) for block in blocks)
         return cls(tuple(tensors), edge, multiple=multiple)
 
+    @classmethod
+    def empty(cls, shapes: Sequence[Sequence[int]], edge: int, multiple: int) -> PaddedBlocks:
+        """Without values, for the sizes of their cubes."""
+        return cls(tuple(torch.empty(*shape, device="meta") for shape in shapes), edge, multiple=multiple)
+
+    @property
+    def share(self) -> float:
+        """Of the voxels of the whole grids that is in the cubes, in the mean."""
+        return float(((self.edges / self.edge) ** 3).mean())
+
     @property
     def edges(self) -> Tensor:
         """Edge of the cube that each one needs, ``(n,)``."""

@@ -26,6 +26,7 @@ from ecdlib.features.common_grid import (
     bundled_blocks,
     bundled_grids,
     bundled_names,
+    bundled_shapes,
     common_cell,
     on_grid,
     padded_shape,
@@ -171,7 +172,7 @@ class Autoencoder:
         if p.route == "periodic":
             cell = common_cell(density, None)
         else:
-            grid = grid[tuple(slice(n) for n in padded_shape(density, p.edge))]
+            grid = grid[tuple(slice(n) for n in padded_shape(density.shape, p.edge))]
         return cell, cell.step("through the latent", values=resample(grid, cell.shape))
 
     def latent(self, density: ChargeDensity) -> Floats:
@@ -279,6 +280,15 @@ def _parts(p: AutoencoderParameters, parts: Sequence[Any]) -> list[Any]:
     blocks = bundled_blocks(p.edge)
     chosen = (sorted((blocks[i] for i in np.flatnonzero(part)), key=lambda block: max(block.shape)) for part in parts)
     return [PaddedBlocks.of(each, p.edge, 2 ** POOLINGS[p.channels]) for each in chosen]
+
+
+def training_share(p: AutoencoderParameters) -> float:
+    """What share of the voxels of the grids is calculated in training."""
+    from ecdlib.features.padded_blocks import PaddedBlocks
+
+    if p.route == "periodic":
+        return 1.0
+    return PaddedBlocks.empty(bundled_shapes(p.edge), p.edge, 2 ** POOLINGS[p.channels]).share
 
 
 def original_split() -> Any:

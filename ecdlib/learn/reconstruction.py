@@ -71,7 +71,7 @@ def reconstruction_errors(
         for density, grid, decoded in zip(some, given, back_on_grid, strict=True):
             cell, back = trained.in_cell(density, decoded)
             mean = cell.n_electrons / cell.volume
-            shape = padded_shape(cell, p.edge) if p.route == "padded" else [p.edge] * 3
+            shape = padded_shape(cell.shape, p.edge) if p.route == "padded" else [p.edge] * 3
             bare = resample(resample(cell.values, shape), cell.shape)
             error = back.values - cell.values
             rows.append(
