@@ -84,26 +84,22 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return book.build_book(pages, "tiny").parent
 
 
-@pytest.mark.slow
 def test_every_page_of_the_contents_is_there(html: Path) -> None:
     listed = re.findall(r"file: (.*)", (html.parent / "_toc.yml").read_text())
     assert [page for page in listed if not (html / f"{page}.html").is_file()] == []
     assert {f"book/executed/{name}" for name in NOTEBOOKS} <= set(listed)
 
 
-@pytest.mark.slow
 def test_a_variant_stands_beside_the_original(html: Path) -> None:
     pages = {p.name for p in (html / "book/executed").glob("baseline*.html")}
     assert pages == {"baseline.html", "baseline--tiny--folds-2.html"}
 
 
-@pytest.mark.slow
 def test_scoreboard_page_lists_every_artifact(html: Path) -> None:
     page = (html / "book/executed/scoreboard.html").read_text()
     assert [i for i in load_artifacts() if f'id="{i}"' not in page and f"id='{i}'" not in page] == []
 
 
-@pytest.mark.slow
 def test_every_question_is_on_its_page(html: Path) -> None:
     for name, questions in load_questions().items():
         page = (html / f"book/executed/{name}.html").read_text()
