@@ -17,8 +17,8 @@ from ecdlib.density.core import Floats
 class PaddedBlocks:
     """Densities in a corner of grids of zeros, for a network; chosen ones are cut to the cube that they need.
 
-    On the paper's grid of 128 voxels a density fills 5 % of the grid (median). What lies far from it is zero, in the
-    density as in the network's answer, so that a network learns from the rest in a seventh of the time.
+    A density fills about a twentieth of the paper's grid of 128 voxels an edge. With a margin it is a seventh, from
+    which a network learns; :class:`ecdlib.models.autoencoder.OnPartOfGrid` sees to the rest, which is empty.
     """
 
     blocks: tuple[Tensor, ...]  #: ``(a, b, c)``, e/Å³

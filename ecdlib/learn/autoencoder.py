@@ -195,8 +195,8 @@ def train_autoencoder(
     """Train on the bundled densities with the published split, and write the result; resumes between epochs.
 
     The loss is the mean squared error over the voxels of unscaled densities; each batch, or each of its crystals, is in
-    one of 12 orientations, drawn anew in each epoch. On the padded route what lies far from the crystal is left out
-    (see :class:`ecdlib.features.padded_blocks.PaddedBlocks`), and batches are of crystals of like size.
+    one of 12 orientations, drawn anew in each epoch. On the padded route a few zeros stand for what lies far from
+    the crystal (see :class:`ecdlib.features.padded_blocks.PaddedBlocks`), and batches are of crystals of like size.
 
     Args:
         out: file to write (``.npz``).
