@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ecdlib.density.store import load_density
-from ecdlib.features.common_grid import padded_block, padded_grid
+from ecdlib.features.common_grid import bundled_blocks, bundled_names, padded_block, padded_grid
 from ecdlib.features.padded_blocks import PaddedBlocks
 from ecdlib.models.autoencoder import ChargeDensityAutoencoder, OnPartOfGrid
 
@@ -72,3 +72,13 @@ def test_what_a_network_makes_of_nothing_counts_over_the_rest_of_the_grid(blocks
             cube, whole = blocks[one], wide[one]
             found = float((part(cube) - cube).square().mean() + part.penalty())
             assert found == pytest.approx(float((network(whole) - whole).square().mean()), rel=0.02)
+
+
+def test_bundled_blocks_are_those_of_the_densities() -> None:
+    names, blocks = bundled_names(), bundled_blocks(16)
+    assert len(blocks) == len(names)
+    for name in NAMES:
+        if name in names:
+            expected = padded_block(load_density(name), 16).astype(np.float32)
+            np.testing.assert_array_equal(blocks[names.index(name)], expected)
+    assert sum(name in names for name in NAMES) > 2

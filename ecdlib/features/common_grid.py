@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -89,9 +90,16 @@ def bundled_grids(edge: int, route: Route) -> Floats:
 
 
 def bundled_blocks(edge: int) -> list[Floats]:
-    """What these densities fill of padded grids, float32, in the order of the names."""
-    blocks = dict(_of_each(lambda density: padded_block(density, edge).astype(np.float32)))
-    return [blocks[row] for row in sorted(blocks)]
+    """What these densities fill of padded grids, float32, in the order of the names; computed once, too."""
+
+    def make() -> Arrays:
+        blocks = dict(_of_each(lambda density: padded_block(density, edge).astype(np.float32)))
+        return {"values": np.concatenate([blocks[row].ravel() for row in sorted(blocks)])}
+
+    shapes = bundled_shapes(edge)
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = np.split(cached(f"blocks-{edge}", make)["values"], ends[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def bundled_shapes(edge: int) -> list[list[int]]:
