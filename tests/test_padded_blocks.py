@@ -82,3 +82,14 @@ def test_bundled_blocks_are_those_of_the_densities() -> None:
             expected = padded_block(load_density(name), 16).astype(np.float32)
             np.testing.assert_array_equal(blocks[names.index(name)], expected)
     assert sum(name in names for name in NAMES) > 2
+
+
+def test_nothing_does_not_spoil_the_batch_normalization(blocks: PaddedBlocks) -> None:
+    torch.manual_seed(0)
+    part = OnPartOfGrid(ChargeDensityAutoencoder(), EDGE).train()
+    part(blocks[torch.tensor([0, 3])])
+    before = {name: values.clone() for name, values in part.named_buffers()}
+    with torch.no_grad():
+        assert float(part.penalty()) > 0
+    assert all(torch.equal(values, before[name]) for name, values in part.named_buffers())
+    assert part.autoencoder.training

@@ -136,11 +136,18 @@ class OnPartOfGrid(nn.Module):
         return found if self.share == 1 else x + self.share**0.5 * (found - x)
 
     def penalty(self) -> Tensor | float:
-        """Mean square over the grid of what lies outside the part that was seen last."""
+        """Mean square over the grid of what lies outside the part that was seen last.
+
+        As in prediction: nothing but zeros would spoil the statistics of a batch normalization.
+        """
         if self.share == 1:
             return 0.0
         zeros = torch.zeros(1, 1, *[self.EMPTY] * 3, device=next(self.parameters()).device)
-        return (1 - self.share) * self.autoencoder(zeros).square().mean()
+        training = self.autoencoder.training
+        self.autoencoder.eval()
+        found: Tensor = self.autoencoder(zeros)
+        self.autoencoder.train(training)
+        return (1 - self.share) * found.square().mean()
 
 
 def orientation(x: Tensor, number: int) -> Tensor:
