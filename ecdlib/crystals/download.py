@@ -383,11 +383,12 @@ def explained() -> Iterator[None]:
 
     try:
         yield
-    except MPRestError as error:
+    except (MPRestError, RequestException) as error:
+        # mp-api turns a failed request into its own error, but not the first one of a process
+        if isinstance(error, RequestException) or isinstance(error.__context__, RequestException):
+            raise EcdError(MATERIALS_PROJECT, f"no answer from the API ({_shorten(error)})", AGAIN) from error
         remedy = f"Check the API key and the ids. {AGAIN}"
         raise EcdError(MATERIALS_PROJECT, f"the API gives no answer ({_shorten(error)})", remedy) from error
-    except RequestException as error:
-        raise EcdError(MATERIALS_PROJECT, f"no answer from the API ({_shorten(error)})", AGAIN) from error
     except (ValueError, KeyError, TypeError) as error:
         problem = f"the API's answer is not what mp-api expects ({_shorten(error)})"
         raise EcdError(MATERIALS_PROJECT, problem, "Update mp-api: pip install -U mp-api") from error
