@@ -50,7 +50,11 @@ def padded_grid(density: ChargeDensity, edge: int) -> Floats:
     the picture is the same at a lower resolution. A density of more voxels than the grid is resampled to fit, as in
     the authors' public code. The shape of the cell is lost, its size is not; a periodic field is cut.
     """
-    block = padded_block(density, edge)
+    return in_corner(padded_block(density, edge), edge)
+
+
+def in_corner(block: Floats, edge: int) -> Floats:
+    """A block in the corner of a grid of zeros ``(edge, edge, edge)`` that cells begin at."""
     return np.pad(block, [(0, edge - n) for n in block.shape])
 
 

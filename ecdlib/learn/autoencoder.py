@@ -28,6 +28,7 @@ from ecdlib.features.common_grid import (
     bundled_names,
     bundled_shapes,
     common_cell,
+    in_corner,
     on_grid,
     padded_shape,
 )
@@ -68,6 +69,11 @@ class AutoencoderParameters(Parameters):
     )
     patience: int = Field(10, ge=0, description="epochs without a better validation loss before it stops; 0: never")
     crystals: Subset = Field(0, ge=0, description="random subset of the bundled crystals; 0: all")
+
+    @property
+    def latent_edge(self) -> int:
+        """Of the latent, in its own voxels."""
+        return int(self.edge // 2 ** POOLINGS[self.channels])
 
 
 @dataclass(frozen=True)
@@ -279,7 +285,7 @@ def _parts(p: AutoencoderParameters, parts: Sequence[Any]) -> list[Any]:
         return [each.contiguous(memory_format=torch.channels_last_3d) for each in tensors]
     blocks = bundled_blocks(p.edge)
     chosen = (sorted((blocks[i] for i in np.flatnonzero(part)), key=lambda block: max(block.shape)) for part in parts)
-    return [PaddedBlocks.of(each, p.edge, 2 ** POOLINGS[p.channels]) for each in chosen]
+    return [PaddedBlocks.of(each, p.edge, p.edge // p.latent_edge) for each in chosen]
 
 
 def training_share(p: AutoencoderParameters) -> float:
@@ -288,7 +294,7 @@ def training_share(p: AutoencoderParameters) -> float:
 
     if p.route == "periodic":
         return 1.0
-    return PaddedBlocks.empty(bundled_shapes(p.edge), p.edge, 2 ** POOLINGS[p.channels]).share
+    return PaddedBlocks.empty(bundled_shapes(p.edge), p.edge, p.edge // p.latent_edge).share
 
 
 def original_split() -> Any:
@@ -307,8 +313,7 @@ def bundled_latents(trained: Autoencoder) -> Floats:
         if p.route == "periodic" or p.edge <= 64:
             return {"latents": trained.encode(bundled_grids(p.edge, p.route))}
         blocks = tqdm(bundled_blocks(p.edge), desc="Latents")  # all grids at once are gigabytes
-        grids = (np.pad(block, [(0, p.edge - n) for n in block.shape]) for block in blocks)
-        return {"latents": np.concatenate([trained.encode(grid[None]) for grid in grids])}
+        return {"latents": np.concatenate([trained.encode(in_corner(block, p.edge)[None]) for block in blocks])}
 
     return cached("latents", make, trained.digest)["latents"]
 

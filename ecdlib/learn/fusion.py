@@ -28,7 +28,7 @@ from ecdlib.density.valence import Valence, target_electrons, to_ours
 from ecdlib.features.collection import bundled_features, statistics
 from ecdlib.features.common_grid import bundled_names
 from ecdlib.features.composition import magpie, magpie_features
-from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, bundled_latents, pooled
+from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, Autoencoder, bundled_latents, pooled
 from ecdlib.learn.conversion_cost import Calibration
 from ecdlib.learn.model_file import load_model
 from ecdlib.learn.portability import ROUTES, calibrating_compounds, conversion, pair_names
@@ -126,7 +126,7 @@ def make_model(
     latents: dict[str, Any] = {}
     if n_density:
         trained = load_model(p.autoencoder, "autoencoder").parameters
-        latents["channels"], latents["edge"] = trained.channels, trained.edge // 2 ** POOLINGS[trained.channels]
+        latents["channels"], latents["edge"] = trained.channels, trained.latent_edge
         latents["padding"] = "circular" if trained.route == "periodic" else "zeros"
     file = None if checkpoint is None else str(checkpoint)
     return FusionNetwork(

@@ -23,7 +23,7 @@ from ecdlib.density.superpose import SUPERPOSED, superpose
 from ecdlib.density.valence import to_ours
 from ecdlib.features.common_grid import common_cell
 from ecdlib.features.transformers import Features, as_density, as_structure
-from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, POOLINGS, Autoencoder, pooled
+from ecdlib.learn.autoencoder import DEFAULT_AUTOENCODER, Autoencoder, pooled
 from ecdlib.learn.model_file import load_model
 
 
@@ -218,5 +218,5 @@ class Latents(Features):
         p = _autoencoder(self.autoencoder).parameters
         if self.pool:
             return [f"latent {kind} {c}" for kind in ("mean", "std", "max") for c in range(p.channels)]
-        m = p.edge // 2 ** POOLINGS[p.channels]
+        m = p.latent_edge
         return [f"latent {c} ({x},{y},{z})" for c, x, y, z in np.ndindex(p.channels, m, m, m)]

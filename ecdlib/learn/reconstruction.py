@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ecdlib.base.progress import tqdm
+from ecdlib.base.provenance import provenance
 from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
-from ecdlib.features.common_grid import padded_shape
-from ecdlib.learn.autoencoder import Autoencoder
+from ecdlib.density.store import load_density
+from ecdlib.features.common_grid import bundled_names, on_grid, padded_shape
+from ecdlib.learn.autoencoder import Autoencoder, original_split
+from ecdlib.learn.model_file import load_model
+from ecdlib.learn.table import write_table
 
 NEAR = 1.0  #: Å, around a nucleus
 AT_ONCE = 16  #: densities that are held on grids
@@ -84,3 +91,15 @@ def reconstruction_errors(
                 }
             )
     return pd.DataFrame(rows).set_index("crystal")
+
+
+def run_reconstruction(out: Path, name: str) -> None:
+    """Write the errors of a shipped autoencoder for the test crystals of the published split, and their provenance."""
+    begun, trained = time.perf_counter(), load_model(name, "autoencoder")
+    p = trained.parameters
+    test = [crystal for crystal, part in zip(bundled_names(), original_split(), strict=True) if part == "test"]
+    densities = [load_density(crystal) for crystal in test]
+    grids = (on_grid(density, p.edge, p.route) for density in tqdm(densities, desc="Reconstruction"))
+    table = reconstruction_errors(trained, densities, grids).reset_index()
+    made = provenance("data/make/reconstruction.py", {"autoencoder": name}, time.perf_counter() - begun)
+    write_table(out, table, {"provenance": made})
