@@ -152,7 +152,7 @@ def run_fusion(p: FusionParameters, out: Path, *, name: str = "ecd train-fusion"
     Returns:
         ``fitted`` holds predictions for the published test crystals, by models that saw the published training and
         validation crystals; ``crossed`` those of the cross-validation. ``meta["notes"]``: what the search or the
-        training of each fit ended with.
+        training of each fit ended with, and the share of the latents' variance that principal components keep.
 
     Raises:
         EcdError: inputs without a density; see also :func:`ecdlib.base.pieces.in_pieces` and
@@ -177,7 +177,7 @@ def run_fusion(p: FusionParameters, out: Path, *, name: str = "ecd train-fusion"
                 model = make_model(p, n_density, scaler, pieces.checkpoint(f.name)).fit(X[f.train], truth[f.train, t])
                 predicted = np.full(len(X), np.nan)
                 predicted[f.test] = model.predict(X[f.test])
-                return {"predicted": predicted, "note": np.array(json.dumps(_note(model)))}
+                return {"predicted": predicted, "note": np.array(json.dumps(_note(model, X[f.train], X[f.test])))}
 
             run_fits(pieces, [split, *folds], fit, progress)
             fitted[:, t], crossed[:, t] = joined(pieces, [split]), joined(pieces, folds)
@@ -208,10 +208,13 @@ def _kept(values: Floats, p: FusionParameters) -> NDArray[np.bool_]:
     return known
 
 
-def _note(model: Any) -> dict[str, Any]:
-    """What the search or the training of one fit ended with."""
+def _note(model: Any, train: Floats, test: Floats) -> dict[str, Any]:
+    """What the search or the training of one fit ended with, and what principal components keep of the variance."""
     ended = {"epochs": len(model.regressor_.losses_)} if hasattr(model, "regressor_") else {"rounds": model.rounds_}
-    return ended | {k: round(float(v), 5) for k, v in model.parameters_.items()}
+    found = dict(model.parameters_)
+    if isinstance(model, FusionLightGBM) and model.n_latent:
+        found |= {"kept_train": model.scaler_.kept(train), "kept_test": model.scaler_.kept(test)}
+    return ended | {k: round(float(v), 5) for k, v in found.items()}
 
 
 def train_final(

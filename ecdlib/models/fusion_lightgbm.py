@@ -59,7 +59,6 @@ class FusionScaler:
             latents = self._standardized(X)[:, : self.n_latent]
             pca = _principal_components(latents, min(self.n_components, *latents.shape))
             self.components, self.centre = pca.components_, pca.mean_
-            self.explained = float(pca.explained_variance_ratio_.sum())
         return self
 
     @property
@@ -89,6 +88,14 @@ class FusionScaler:
             return X
         reduced = (X[:, : self.n_latent] - self.centre) @ self.components.T
         return np.hstack([reduced, X[:, self.n_latent :]])
+
+    def kept(self, X: Floats) -> float:
+        """Share of the variance of the latents of ``(n, features)`` that the components hold, 0 to 1.
+
+        The variance is about the mean of what was fitted: for other rows it is the share that the components predict.
+        """
+        latents = self._standardized(X)[:, : self.n_latent] - self.centre
+        return float(((latents @ self.components.T) ** 2).sum() / (latents**2).sum())
 
 
 _FOUND: dict[tuple[str, int], PCA] = {}  # the last few: models of several labels are fitted on the same rows
