@@ -152,7 +152,7 @@ def _shares(name: str) -> Pair:
 FUSION = {
     "fusion-table1-cd": "attention--latent",
     "fusion-table1-magpie": "attention--magpie--all",
-    "fusion-table1-lightgbm": "lightgbm--padded-latent-magpie--tuned",
+    "fusion-table1-lightgbm": "lightgbm--padded-128-latent-magpie--tuned",
     "fusion-table1-attcnn": "attention--padded-latent-magpie--as-published",
 }
 
@@ -348,9 +348,13 @@ def fused(name: str, said: str, first: str, second: str, target: str, part: str 
 
 
 for t in FIVE:
-    for kind, word in (("lightgbm", "LightGBM"), ("attention", "the network")):
+    for kind, grid, word in (
+        ("lightgbm", "", "LightGBM"),
+        ("lightgbm", "padded-128-", "LightGBM, paper's grid"),
+        ("attention", "", "the network"),
+    ):
         said = f"the latent adds to MAGPIE with {word}"
-        fused("fusion-claim-fusion", said, f"{kind}--latent-magpie", f"{kind}--magpie", t)
+        fused("fusion-claim-fusion", said, f"{kind}--{grid}latent-magpie", f"{kind}--magpie", t)
     fused("fusion-claim-hybrid", "LightGBM, five-fold", "lightgbm--latent-magpie", "lightgbm--latent", t)
     said = "network, published test crystals"
     fused("fusion-claim-hybrid", said, "attention--latent-magpie", "attention--latent", t, "fitted")

@@ -1,6 +1,6 @@
 """What the autoencoder on the paper's grid leaves of the test crystals: data/results/reconstruction.csv.xz and .json.
 
-A few minutes of one core.
+And what principal components keep of their latents. A quarter of an hour of one core.
 """
 
 from ecdlib.base.resources import ROOT

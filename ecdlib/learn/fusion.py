@@ -213,7 +213,9 @@ def _note(model: Any, train: Floats, test: Floats) -> dict[str, Any]:
     ended = {"epochs": len(model.regressor_.losses_)} if hasattr(model, "regressor_") else {"rounds": model.rounds_}
     found = dict(model.parameters_)
     if isinstance(model, FusionLightGBM) and model.n_latent:
-        found |= {"kept_train": model.scaler_.kept(train), "kept_test": model.scaler_.kept(test)}
+        for part, rows in (("train", train), ("test", test)):
+            spread, held = model.scaler_.spread(rows)
+            found[f"kept_{part}"] = held.sum() / spread.sum()
     return ended | {k: round(float(v), 5) for k, v in found.items()}
 
 

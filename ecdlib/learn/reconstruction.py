@@ -17,9 +17,10 @@ from ecdlib.density.cell import resample
 from ecdlib.density.core import ChargeDensity, Floats
 from ecdlib.density.store import load_density
 from ecdlib.features.common_grid import bundled_names, on_grid, padded_shape
-from ecdlib.learn.autoencoder import Autoencoder, original_split
+from ecdlib.learn.autoencoder import Autoencoder, bundled_latents, original_split
 from ecdlib.learn.model_file import load_model
 from ecdlib.learn.table import write_table
+from ecdlib.models.fusion_lightgbm import FusionScaler
 
 NEAR = 1.0  #: Å, around a nucleus
 AT_ONCE = 16  #: densities that are held on grids
@@ -93,13 +94,19 @@ def reconstruction_errors(
     return pd.DataFrame(rows).set_index("crystal")
 
 
-def run_reconstruction(out: Path, name: str) -> None:
-    """Write the errors of a shipped autoencoder for the test crystals of the published split, and their provenance."""
+def run_reconstruction(out: Path, name: str, components: int = 512) -> None:
+    """Write the errors of a shipped autoencoder for the test crystals of the published split, and their provenance.
+
+    With them go the variance of each one's latent, ``spread``, and what principal components of the others' hold of
+    it, ``held`` (see :meth:`ecdlib.models.fusion_lightgbm.FusionScaler.spread`).
+    """
     begun, trained = time.perf_counter(), load_model(name, "autoencoder")
-    p = trained.parameters
-    test = [crystal for crystal, part in zip(bundled_names(), original_split(), strict=True) if part == "test"]
-    densities = [load_density(crystal) for crystal in test]
+    p, names, unseen = trained.parameters, np.array(bundled_names()), original_split() == "test"
+    densities = [load_density(crystal) for crystal in names[unseen]]
     grids = (on_grid(density, p.edge, p.route) for density in tqdm(densities, desc="Reconstruction"))
-    table = reconstruction_errors(trained, densities, grids).reset_index()
+    table = reconstruction_errors(trained, densities, grids)
+    latents = bundled_latents(trained).reshape(len(names), -1).astype(float)
+    scaler = FusionScaler(latents.shape[1], components).fit(latents[~unseen])
+    table["spread"], table["held"] = scaler.spread(latents[unseen])
     made = provenance("data/make/reconstruction.py", {"autoencoder": name}, time.perf_counter() - begun)
-    write_table(out, table, {"provenance": made})
+    write_table(out, table.reset_index(), {"provenance": made})

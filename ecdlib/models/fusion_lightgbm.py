@@ -89,13 +89,15 @@ class FusionScaler:
         reduced = (X[:, : self.n_latent] - self.centre) @ self.components.T
         return np.hstack([reduced, X[:, self.n_latent :]])
 
-    def kept(self, X: Floats) -> float:
-        """Share of the variance of the latents of ``(n, features)`` that the components hold, 0 to 1.
+    def spread(self, X: Floats) -> tuple[Floats, Floats]:
+        """Squared distance of the standardized latents of each row from the mean of what was fitted, ``(n,)``.
 
-        The variance is about the mean of what was fitted: for other rows it is the share that the components predict.
+        Returns:
+            The distances, and the part of each that the components hold: their sums are the variance and what is kept
+            of it, and of other rows than the fitted ones this is the share that the components predict.
         """
         latents = self._standardized(X)[:, : self.n_latent] - self.centre
-        return float(((latents @ self.components.T) ** 2).sum() / (latents**2).sum())
+        return (latents**2).sum(1), ((latents @ self.components.T) ** 2).sum(1)
 
 
 _FOUND: dict[tuple[str, int], PCA] = {}  # the last few: models of several labels are fitted on the same rows
